@@ -1,0 +1,1 @@
+"""What reads the rows of a document and returns one vector for it."""
