@@ -1,0 +1,44 @@
+# Two commands on a fresh machine: `make quickstart` trains, `make test` tests. Both make the environment they need in
+# .venv, from the exact pins in constraints.txt, and do so again only when pyproject.toml or the pins change.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test test-fast check format lock clean
+
+quickstart: .venv/.base
+	$(BIN)/python train.py experiment=quickstart
+
+test: .venv/.dev
+	$(BIN)/python -m pytest
+
+test-fast: .venv/.dev
+	$(BIN)/python -m pytest -m "not slow"
+
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: .venv/.dev
+	{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -v '^-e' | sed 's/+cpu//'; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "textbed needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.base: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/.dev: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
