@@ -1,0 +1,85 @@
+"""TokenBatch, the one data structure: the documents of a batch laid end to end, without padding.
+
+Shape letters: B documents in the batch, N tokens of all of them together, L tokens of the longest, C classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """B documents as one flat run of N token ids and the place where each document starts.
+
+    A document may be empty; every head gives it zeros. A batch of P pairs holds B = 2P documents, all first
+    texts and then all second texts, while ``labels`` and ``rows`` have P entries.
+
+    Moves as one thing: Lightning calls ``to``, a pinning ``DataLoader`` calls ``pin_memory``.
+    """
+
+    ids: Tensor
+    """(N,) int32: the token ids of all documents, end to end."""
+    offsets: Tensor
+    """(B + 1,) int32: document b is ``ids[offsets[b]:offsets[b + 1]]``; the last entry is N."""
+    labels: Tensor | None = None
+    """(B,) int64 class numbers, or (B, C) float32 zeros and ones for multi-label; None at prediction."""
+    rows: Tensor | None = None
+    """(B,) int64: the row of each document in its split, by which predictions are put back in order."""
+
+    def __len__(self) -> int:
+        """B, the number of documents."""
+        return self.offsets.shape[0] - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) tokens of each document, of the offsets' type."""
+        return self.offsets.diff()
+
+    def padded(self, pad_id: int) -> tuple[Tensor, Tensor]:
+        """Lay the documents out as rows, filled up at the right with ``pad_id``.
+
+        Returns ids (B, L) and a bool mask (B, L), true at the documents' own tokens. L is 0 where all documents
+        are empty. Waits for the device, since L must be known.
+        """
+        lengths = self.lengths
+        longest = int(lengths.max()) if len(self) else 0
+        mask_BL = torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
+        ids_BL = torch.full(mask_BL.shape, pad_id, dtype=self.ids.dtype, device=self.ids.device)
+        return ids_BL.masked_scatter_(mask_BL, self.ids), mask_BL
+
+    def without(self, token_id: int | None) -> TokenBatch:
+        """The same documents with every ``token_id`` taken out; the batch itself where there is none (or for None).
+
+        Called with the table's padding id, so that padding which came along inside a document stays unseen.
+        O(N), and waits for the device.
+        """
+        if token_id is None:
+            return self
+        keep = self.ids != token_id
+        if bool(keep.all()):
+            return self
+        before = torch.zeros(keep.shape[0] + 1, dtype=self.offsets.dtype, device=keep.device)
+        torch.cumsum(keep, 0, dtype=before.dtype, out=before[1:])
+        return dataclasses.replace(self, ids=self.ids[keep], offsets=before[self.offsets])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenBatch:
+        """The batch on ``device``."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> TokenBatch:
+        """The batch in page-locked memory, from which copies to a GPU need not wait."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> TokenBatch:
+        return TokenBatch(
+            function(self.ids),
+            function(self.offsets),
+            None if self.labels is None else function(self.labels),
+            None if self.rows is None else function(self.rows),
+        )
