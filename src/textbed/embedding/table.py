@@ -146,8 +146,10 @@ class Table(FrontEnd):
     def pool(self, batch: TokenBatch, mode: Reduction) -> Tensor:
         """The sum, mean or maximum of each document's rows, (B, D), without making (N, D)."""
         table = self.table
-        if mode == "max" and table.weight.requires_grad and (table.sparse or table.scale_grad_by_freq):
-            return super().pool(batch, mode)  # embedding_bag knows neither for a maximum
+        if table.weight.requires_grad and (table.scale_grad_by_freq or (table.sparse and mode == "max")):
+            # embedding_bag has no sparse maximum, and up to torch 2.13 its scale_grad_by_freq is wrong on the CPU
+            # (pytorch#190063: it divides the gradient of one token by the count of another) and left out on MPS.
+            return super().pool(batch, mode)
         padding_idx = self.padding_idx
         if batch.ids.is_cpu:
             # On the CPU padding_idx costs embedding_bag its fast kernel (70,000 tokens: 7 ms instead of 0.5),
@@ -161,8 +163,7 @@ class Table(FrontEnd):
             mode=mode,
             max_norm=table.max_norm,
             norm_type=table.norm_type,
-            scale_grad_by_freq=table.scale_grad_by_freq,
-            sparse=table.sparse,
+            sparse=table.sparse and mode != "max",
             include_last_offset=True,
             padding_idx=padding_idx,
         )
