@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import math
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -77,25 +78,26 @@ def test_table(run: RunFolder) -> None:
     assert [row["epoch"] for row in rows] == ["0", "0", "1"]
 
 
+def log_without_end(path: Path, count: Any) -> None:
+    logger = RecordLogger(path)
+    for step in range(10**9):
+        logger.log_metrics({"train/loss": 0.5 * step, "epoch": step // 100}, step=step)
+        count.value = step + 1
+
+
 def test_sigkill_loses_nothing(run: RunFolder) -> None:
-    code = (
-        "import sys; from textbed.runs.record import RecordLogger\n"
-        f"logger = RecordLogger({str(run.path)!r})\n"
-        "for step in range(10**9):\n"
-        "    logger.log_metrics({'train/loss': 0.1 * step, 'epoch': step // 100}, step=step)\n"
-        "    sys.stdout.write(f'{step}\\n'); sys.stdout.flush()\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for _ in range(500):
-        process.stdout.readline()
+    context = multiprocessing.get_context("fork")  # a fresh process would spend seconds on its imports
+    count = context.Value("i", 0)
+    process = context.Process(target=log_without_end, args=(run.path, count), daemon=True)
+    process.start()
+    while count.value < 1000:
+        time.sleep(0.001)
     process.kill()
-    said = [int(line) for line in process.stdout.read().splitlines() if line]
-    process.wait()
-    steps = [line["step"] for line in read_metrics(run.path)]
-    assert steps == list(range(len(steps)))
-    # every step that was announced after its line is there
-    assert steps[-1] >= max(said[:-1], default=499)
+    process.join()
+    lines = read_metrics(run.path)
+    assert [line["step"] for line in lines] == list(range(len(lines)))
+    assert all(line["train/loss"] == 0.5 * line["step"] for line in lines)
+    assert len(lines) >= count.value >= 1000
 
 
 def test_half_a_last_line_and_resume(run: RunFolder) -> None:
