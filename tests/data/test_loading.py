@@ -1,8 +1,8 @@
-"""Gathers and batch samplers: every document where it should be, exactly once, the same for a seed and an epoch."""
+"""Gathers and samplers: every document where it should be, exactly once, the same for a seed and an epoch."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import lightning.pytorch as pl
 import numpy as np
@@ -144,7 +144,8 @@ def test_order_is_decided_by_seed_and_epoch_alone(kind, size):
     assert first != collect(kind, lengths, 1, 3, seed=6, **size)
     assert first != collect(kind, lengths, 1, 3, seed=0, **size)
     # Not only the order of batches: other documents meet.
-    assert {frozenset(b) for b in first[0]} != {frozenset(b) for b in collect(kind, lengths, 1, 4, seed=5, **size)[0]}
+    other = collect(kind, lengths, 1, 4, seed=5, **size)
+    assert {frozenset(batch) for batch in first[0]} != {frozenset(batch) for batch in other[0]}
 
 
 @pytest.mark.parametrize("kind", TRAINING)
@@ -152,8 +153,9 @@ def test_processes_share_the_documents_of_one_large_batch(kind):
     lengths = documents(100)
     (alone,) = collect(kind, lengths, 1, batch_size=12)
     parts = collect(kind, lengths, 3, batch_size=4)
-    assert [sorted(sum(step, [])) for step in zip(*parts, strict=True)] == [sorted(batch) for batch in alone]
-    # 100 = 8 x 12 + 4: the last step's four are dealt out, and no process has more than one more than another.
+    steps = zip(*parts, strict=True)
+    assert [sorted(chain(*step)) for step in steps] == [sorted(batch) for batch in alone]
+    # 100 = 8 x 12 + 4: the last step's four are dealt out evenly too.
     assert all(max(map(len, step)) - min(map(len, step)) <= 1 for step in zip(*parts, strict=True))
 
 
@@ -163,7 +165,9 @@ def test_a_remainder_too_small_for_all_processes_joins_the_step_before():
 
 
 def test_fewer_training_documents_than_processes():
-    with pytest.raises(UserError, match=r"2 training documents cannot be shared by 3 processes.*trainer.devices"):
+    with pytest.raises(
+        UserError, match=r"2 training documents cannot be shared by 3 processes.*trainer.devices"
+    ):
         ShuffledBatches(np.ones(2), batch_size=4, world_size=3)
 
 
@@ -224,7 +228,7 @@ def test_workers_give_the_same_batches():
     with_workers.batch_sampler.set_epoch(1)
     again = [batch.rows.tolist() for batch in with_workers]
     assert again != plain
-    assert sorted(sum(again, [])) == list(range(60))
+    assert sorted(chain(*again)) == list(range(60))
 
 
 def test_loading_leaves_the_global_generator_alone():
@@ -282,7 +286,7 @@ def fit(folder, data, ckpt_path=None, stop_after=None):
 def test_lightning_gives_each_epoch_its_order_also_after_a_resume(tmp_path, workers):
     whole = fit(tmp_path, loader(workers=workers))
     assert list(whole) == [0, 1, 2, 3]
-    assert all(sorted(sum(epoch, [])) == list(range(60)) for epoch in whole.values())
+    assert all(sorted(chain(*epoch)) == list(range(60)) for epoch in whole.values())
     assert len({str(epoch) for epoch in whole.values()}) == 4
     assert fit(tmp_path, loader(), stop_after=1) == {epoch: whole[epoch] for epoch in (0, 1)}
     resumed = fit(tmp_path, loader(workers=workers), ckpt_path=tmp_path / "1.ckpt")

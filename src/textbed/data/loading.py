@@ -377,7 +377,7 @@ class ShuffledBatches(_Batches):
         """Batches of every epoch under a budget in tokens, all processes together."""
         if len(self.lengths) == 0:
             return 0
-        # Three epochs to see the spread: about 0.3 s for a million documents.
+        # Three epochs to see the spread: a second or two for a million documents.
         most = max(len(self._cut_by_tokens(self._order(self._generator(epoch)))) - 1 for epoch in range(3))
         return self._whole(most + -(-most // 100) if most > 1 else most)
 
