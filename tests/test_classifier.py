@@ -508,6 +508,13 @@ def test_every_scheduler_config_follows_its_curve(name, tmp_path):
     assert torch.load(tmp_path / "x.ckpt", weights_only=True)["lr_schedulers"]
 
 
+def test_arguments_of_a_config_become_plain_values():
+    config = OmegaConf.create({"_target_": "torch.optim.lr_scheduler.MultiStepLR", "milestones": [2, 4]})
+    assert type(Schedule.from_config(config).arguments["milestones"]) is list
+    config = OmegaConf.load(CONFIGS / "optimizer/adam.yaml")
+    assert type(optimizer_from_config(config).keywords["betas"]) is list
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

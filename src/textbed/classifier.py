@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import hydra.utils
 import lightning.pytorch as pl
@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 import torchmetrics.classification as tm
 from lightning.pytorch.trainer.states import TrainerFn
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
@@ -88,7 +89,7 @@ class Schedule:
         """From the ``scheduler`` group: ``_target_``, ``interval``, ``monitor``, its own arguments."""
         if config is None:
             return None
-        own = dict(config)
+        own = _plain(config)
         target, interval, monitor = own.pop("_target_"), own.pop("interval", "step"), own.pop("monitor", None)
         if interval not in ("step", "epoch"):
             raise UserError(
@@ -100,8 +101,15 @@ class Schedule:
 
 def optimizer_from_config(config: Mapping[str, Any]) -> Callable[[Any], Optimizer]:
     """From the ``optimizer`` group, ``_target_`` and arguments, a function of the parameters."""
-    own = dict(config)
+    own = _plain(config)
     return functools.partial(_class(own.pop("_target_"), "optimizer"), **own)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    # An optimizer keeps its arguments, and a checkpoint may hold plain things only, not omegaconf's lists.
+    if isinstance(config, DictConfig):
+        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    return dict(config)
 
 
 def _class(target: str, group: str) -> Any:
