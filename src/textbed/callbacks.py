@@ -341,7 +341,7 @@ class StopOnNaN(Callback):
         where = f" (rows {shown} of the training split)" if documents else ""
         raise NonFiniteLoss(
             f"the training loss became {'NaN' if math.isnan(loss) else 'infinite'} in epoch {epoch + 1}, "
-            f"batch {batch_idx + 1}{where}: a smaller optimizer.lr or trainer.gradient_clip_val=1 often helps. "
+            f"batch {batch_idx + 1}{where}: a smaller optimizer.lr or trainer.gradient_clip_val=1 may help. "
             f"{_where_to_go_on(trainer)}",
             epoch,
             batch_idx,
