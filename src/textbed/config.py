@@ -1,0 +1,550 @@
+"""The check of a composed configuration: keys, values, and what must hold between them.
+
+:func:`check` runs before anything heavy is imported. It must stay free of torch: the answer to a misspelt key
+should take a second, not ten.
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import glob
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from textbed.errors import UserError, nearest
+from textbed.schema import (
+    FILE_SOURCES,
+    GLOBAL_GROUPS,
+    RECIPE_KEYS,
+    TOKENIZERS,
+    ClassifierConfig,
+    DataConfig,
+    EmbeddingConfig,
+    PathsConfig,
+    Rule,
+    TrainConfig,
+    rules,
+)
+from textbed.targets import HYDRA_KEYS, Arguments, inspect_arguments, is_ours, read_arguments
+
+# Arguments of classes from elsewhere whose wrong values are better named here than deep in a constructor.
+NUMBERS: dict[str, Rule] = {
+    "optimizer.lr": Rule((float,), minimum=0),
+    "optimizer.weight_decay": Rule((float,), minimum=0),
+    "optimizer.momentum": Rule((float,), minimum=0),
+    "trainer.max_epochs": Rule((int, type(None)), minimum=-1),
+    "trainer.max_steps": Rule((int,), minimum=-1),
+    "trainer.min_epochs": Rule((int, type(None)), minimum=0),
+    "trainer.accumulate_grad_batches": Rule((int,), minimum=1),
+    "trainer.gradient_clip_val": Rule((float, type(None)), minimum=0),
+    "trainer.log_every_n_steps": Rule((int, type(None)), minimum=1),
+    "trainer.num_nodes": Rule((int,), minimum=1),
+    "trainer.precision": Rule(
+        (type(None),),
+        choices=(
+            "32-true", "16-mixed", "bf16-mixed", "64-true", "16-true", "bf16-true",
+            "transformer-engine", "transformer-engine-float16", "16", "32", "64", "bf16",
+        ),
+    ),
+    "scheduler.interval": Rule((str,), choices=("step", "epoch")),
+}  # fmt: skip
+
+# Figures that a run logs, to name the nearest one; other names are let through, for callbacks of one's own.
+FIGURES = ("val/loss", "val/accuracy", "val/f1_macro", "val/f1_weighted", "val/mcc", "val/calibration_error")
+
+# The parts with a schema of their own; a tokenizer's depends on its kind.
+GROUPS: dict[str, type] = {"data": DataConfig, "classifier": ClassifierConfig, "paths": PathsConfig}
+
+# Keys beside a `_target_` that the recipe reads itself, and arguments that it fills in itself.
+CONSUMED = {"embedding": frozenset(RECIPE_KEYS), "scheduler": frozenset({"interval", "monitor"})}
+SUPPLIED = {
+    "embedding": frozenset({"num_embeddings", "found"}),
+    "head": frozenset({"dim"}),
+    "optimizer": frozenset({"params"}),
+    "scheduler": frozenset({"optimizer"}),
+    "trainer": frozenset({"callbacks", "logger", "default_root_dir"}),
+}
+
+
+def check(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -> DictConfig:
+    """Check a composed configuration and return it resolved, with every default filled in.
+
+    Args:
+        cfg: the composed configuration, without the ``hydra`` node.
+        chosen: option chosen in each group, where known (``hydra.runtime.choices``): with it
+            ``embedding=random`` given vectors, and ``embedding=finetuned`` without, are found.
+
+    Returns:
+        A new configuration; ``cfg`` stays as it is.
+
+    Raises:
+        UserError: for the first thing that is wrong: it names the key, its value, and what was expected.
+    """
+    values = _resolved(cfg)
+    chosen = chosen or {}
+    _unknown_keys("", values, tuple(item.name for item in fields(TrainConfig)), also=GLOBAL_GROUPS)
+    for group, schema in GROUPS.items():
+        values[group] = _complete(group, schema, values.get(group))
+    plain = rules(TrainConfig)
+    values |= _complete("", TrainConfig, {name: value for name, value in values.items() if name in plain})
+    values["tokenizer"] = _check_tokenizer(values.get("tokenizer"))
+    for group in ("embedding", "head", "optimizer", "trainer"):
+        _check_node(group, values.get(group))
+    if values.get("scheduler") is not None:
+        _check_node("scheduler", values["scheduler"])
+    for group in ("callbacks", "logger"):
+        values[group] = _check_named(group, values.get(group))
+    _check_name(values["name"])
+    _check_data(values["data"])
+    values["embedding"] = _check_embedding(values["embedding"], chosen.get("embedding"))
+    _check_sparse(values["embedding"], values["optimizer"])
+    _check_numbers(values)
+    _check_monitors(values)
+    _check_class_weights(values["classifier"]["class_weights"])
+    return OmegaConf.create(values)
+
+
+def check_targets(cfg: DictConfig) -> None:
+    """Check the classes from outside this package again by importing them: what :func:`check` could not read.
+
+    Raises:
+        UserError: where a class is not there, or takes no argument of that name.
+    """
+    values = OmegaConf.to_container(cfg, resolve=True)
+    for place, node in _targets("", values):
+        if not is_ours(node["_target_"]):
+            _check_arguments(place, node, inspect_arguments)
+
+
+def expected(name: str) -> str:
+    """What the value of a dotted key must be, in words; empty where the schema does not say."""
+    place, _, last = name.rpartition(".")
+    schema = {"": TrainConfig, **GROUPS}.get(place)
+    rule = rules(schema).get(last) if schema else None
+    return rule.expected() if rule else ""
+
+
+def shown(name: str, value: Any) -> str:
+    """``name=value`` as a person would write it on the command line, cut to a readable length."""
+    if value is None:
+        text = "null"
+    elif isinstance(value, bool):
+        text = str(value).lower()
+    else:
+        text = " ".join(str(value).split())
+    return f"{name}={text if len(text) <= 80 else text[:77] + '...'}"
+
+
+def wrong(name: str, value: Any, text: str) -> UserError:
+    """The error for a value that cannot be."""
+    return UserError(f"{shown(name, value)}: {text}")
+
+
+def unknown_key(place: str, name: str, value: Any, names: Iterable[str]) -> str:
+    """The line for a key that does not exist: the nearest key there, or all of them where none is near."""
+    where = f"{place}." if place else ""
+    names = sorted(names)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    hint = f"Did you mean '{where}{near[0]}'?" if near else f"The keys there are {', '.join(names)}."
+    return f"{shown(where + name, value)}: there is no such key. {hint}"
+
+
+def _resolved(cfg: DictConfig) -> dict[str, Any]:
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if "embedding.vectors" in missing:
+        raise UserError(_no_vectors(OmegaConf.select(cfg, "embedding.trainable", default=True)))
+    if missing:
+        raise UserError(f"{missing[0]}: this key must be given, for instance as {missing[0]}=VALUE.")
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise UserError(f"{where}its value cannot be worked out: {reason}.") from error
+    assert isinstance(values, dict)
+    return {str(name): value for name, value in values.items()}
+
+
+def _unknown_keys(
+    place: str, values: Mapping[str, Any], names: tuple[str, ...], also: tuple[str, ...] = ()
+) -> None:
+    for name, value in values.items():
+        if name not in names:
+            raise UserError(unknown_key(place, str(name), value, (*names, *also)))
+
+
+def _complete(place: str, schema: type, values: Any) -> dict[str, Any]:
+    """The values of one dataclass: known keys only, each as its rule wants it, and defaults for the rest."""
+    if not isinstance(values, Mapping):
+        raise wrong(place, values, "expected keys and their values.")
+    known = rules(schema)
+    _unknown_keys(place, values, tuple(known))
+    defaults = OmegaConf.create({item.name: item.default for item in fields(schema) if item.name in known})
+    resolved = OmegaConf.to_container(defaults, resolve=True)
+    assert isinstance(resolved, dict)
+    complete = {str(name): value for name, value in resolved.items()} | dict(values)
+    for name, rule in known.items():
+        complete[name] = _checked(f"{place}.{name}" if place else name, complete[name], rule)
+    return complete
+
+
+def _checked(name: str, value: Any, rule: Rule) -> Any:
+    if not rule.holds(value):
+        hint = nearest(value, rule.choices) if rule.choices and isinstance(value, str) else ""
+        raise wrong(name, value, f"expected {rule.expected()}.{hint}")
+    if rule.path and isinstance(value, str):
+        return str(Path(value).expanduser())
+    if rule.path and isinstance(value, dict):
+        return {split: _expanded(paths) for split, paths in value.items()}
+    if rule.kinds[0] is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+def _expanded(paths: Any) -> Any:
+    if isinstance(paths, list):
+        return [_expanded(path) for path in paths]
+    return str(Path(paths).expanduser()) if isinstance(paths, str) else paths
+
+
+def _targets(place: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping with a ``_target_``, with its dotted place."""
+    if isinstance(value, dict):
+        if isinstance(value.get("_target_"), str):
+            yield place, value
+        for name, inner in value.items():
+            yield from _targets(f"{place}.{name}" if place else str(name), inner)
+    elif isinstance(value, list):
+        for position, inner in enumerate(value):
+            yield from _targets(f"{place}[{position}]", inner)
+
+
+def _check_node(group: str, node: Any) -> None:
+    if not isinstance(node, dict):
+        raise wrong(group, node, f"expected keys and their values. Choose one with {group}=NAME.")
+    if not isinstance(node.get("_target_"), str):
+        near = difflib.get_close_matches("_target_", [str(name) for name in node], n=1, cutoff=0.6)
+        hint = f"'{group}.{near[0]}' looks like it." if near else f"Choose one with {group}=NAME."
+        raise UserError(f"{group}: expected the dotted path of a class in {group}._target_. {hint}")
+    for place, inner in _targets(group, node):
+        _check_arguments(place, inner, read_arguments)
+
+
+def _check_named(group: str, nodes: Any) -> dict[str, Any]:
+    """Callbacks and loggers: a name for each; null leaves one out."""
+    if nodes is None:
+        return {}
+    if not isinstance(nodes, dict):
+        raise wrong(group, nodes, "expected a name for each, with its _target_ and arguments.")
+    kept = {name: node for name, node in nodes.items() if node is not None}
+    for name, node in kept.items():
+        if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+            others = [other for other in kept if other != name]
+            raise wrong(
+                f"{group}.{name}",
+                node,
+                f"there is no such entry in {group}, and no _target_ to make one of.{nearest(name, others)}",
+            )
+        _check_node(f"{group}.{name}", node)
+    return kept
+
+
+def _check_arguments(place: str, node: Mapping[str, Any], arguments: Callable[[str], Arguments]) -> None:
+    target = node["_target_"]
+    try:
+        takes = arguments(target)
+    except UserError as error:
+        raise UserError(f"{place}._target_={error}") from error
+    consumed, supplied = CONSUMED.get(place, frozenset()), SUPPLIED.get(place, frozenset())
+    for name, value in node.items():
+        if name in HYDRA_KEYS or name in consumed:
+            continue
+        if name in supplied:
+            raise wrong(f"{place}.{name}", value, "the program fills this argument in; leave it out.")
+        if name not in takes.names and not takes.open:
+            raise UserError(unknown_key(place, name, value, {*takes.names, *consumed} - supplied))
+    # What the recipe gives to a front end depends on the data; what it gives to the others is in the table.
+    left = takes.required - set(node) - supplied if place != "embedding" and not node.get("_partial_") else ()
+    for name in sorted(left):
+        if "_args_" not in node:
+            raise UserError(
+                f"{place}.{name}: {target} needs this argument; give it with +{place}.{name}=VALUE."
+            )
+
+
+def keys_of(place: str, node: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names that may stand in a tokenizer, or beside a ``_target_``; empty where that is not known."""
+    if place == "tokenizer" and node.get("kind") in TOKENIZERS:
+        return tuple(rules(TOKENIZERS[node["kind"]]))
+    target = node.get("_target_")
+    if not isinstance(target, str):
+        return ()
+    try:
+        takes = read_arguments(target)
+    except UserError:
+        return ()
+    if takes.open and not takes.names:
+        return ()
+    return tuple(sorted({*takes.names, *CONSUMED.get(place, ())} - SUPPLIED.get(place, frozenset())))
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[\w+=,-][\w.+=,-]*", name):
+        raise wrong(
+            "name", name, "expected the name of one folder, of letters, digits and . _ - + = , alone."
+        )
+
+
+def _check_tokenizer(node: Any) -> dict[str, Any]:
+    if not isinstance(node, Mapping) or "kind" not in node:
+        expected = ", ".join(TOKENIZERS)
+        raise UserError(f"tokenizer.kind: expected one of {expected}. Choose one with tokenizer=words.")
+    kind = node["kind"]
+    if not isinstance(kind, str) or kind not in TOKENIZERS:
+        raise wrong(
+            "tokenizer.kind", kind, f"expected one of {', '.join(TOKENIZERS)}.{nearest(kind, TOKENIZERS)}"
+        )
+    complete = _complete("tokenizer", TOKENIZERS[kind], node)
+    if complete.get("file") is not None and not Path(complete["file"]).exists():
+        raise wrong("tokenizer.file", complete["file"], "there is no such file or folder.")
+    return complete
+
+
+def _check_data(data: dict[str, Any]) -> None:
+    source = data["source"]
+    defaults = {item.name: item.default for item in fields(DataConfig)}
+    for name, rule in rules(DataConfig).items():
+        if rule.sources and source not in rule.sources and data[name] != defaults[name]:
+            raise wrong(
+                f"data.{name}",
+                data[name],
+                f"data.source={source} does not read this key, which is for {' and '.join(rule.sources)}; "
+                "choose a source with data=NAME, or leave the key out.",
+            )
+    if source in FILE_SOURCES:
+        if data["path"] is None:
+            raise UserError(f"data.path: data.source={source} needs it: give data.path=PATH.")
+        for name, path in _paths(data["path"]):
+            _check_exists(name, path)
+    if source == "hub":
+        if data["name"] is None:
+            raise UserError("data.name: data.source=hub needs it: give data.name=ID, such as data.name=imdb.")
+        if data["mirror"] is not None and not Path(data["mirror"]).is_dir():
+            raise wrong(
+                "data.mirror",
+                data["mirror"],
+                "there is no such folder (the key, or TEXTBED_MIRROR in the environment).",
+            )
+    text = data["text"]
+    if isinstance(text, list) and not (1 <= len(text) <= 2 and all(isinstance(name, str) for name in text)):
+        raise wrong("data.text", text, "expected the name of one column, or of two for pairs.")
+    if isinstance(text, list) and len(text) == 2 and text[0] == text[1]:
+        raise wrong("data.text", text, "expected two different columns.")
+    for name in ("classes", "header"):
+        names = data[name]
+        if isinstance(names, list) and not (names and all(isinstance(one, str) for one in names)):
+            raise wrong(f"data.{name}", names, "expected a list of names.")
+    for ours in data["splits"] or {}:
+        if ours not in ("train", "validation", "test"):
+            raise UserError(
+                unknown_key("data.splits", str(ours), data["splits"][ours], ("train", "validation", "test"))
+            )
+    for name in ("delimiter", "quote"):
+        mark = data[name]
+        if mark is not None and len(mark.replace("\\t", "\t")) != 1:
+            raise wrong(f"data.{name}", mark, "expected one character, or null.")
+    try:
+        codecs.lookup(data["encoding"])
+    except LookupError as error:
+        from encodings.aliases import aliases
+
+        hint = nearest(data["encoding"].lower().replace("-", "_"), {*aliases, *aliases.values()})
+        raise wrong(
+            "data.encoding",
+            data["encoding"],
+            f"expected a character encoding, such as utf-8 or latin-1.{hint}",
+        ) from error
+    if data["folds"] is not None and data["fold"] >= data["folds"]:
+        raise wrong(
+            "data.fold",
+            data["fold"],
+            f"out of range: expected 0 to {data['folds'] - 1}, "
+            f"as data.folds={data['folds']} and folds are counted from 0.",
+        )
+    if data["folds"] is None and data["fold"] != 0:
+        raise wrong("data.fold", data["fold"], "there are no folds; give data.folds=NUMBER as well.")
+
+
+def _paths(path: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(path, str):
+        yield "data.path", path
+        return
+    if not path:
+        raise UserError("data.path={}: expected at least one split with its file.")
+    for split, value in path.items():
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, str):
+                raise wrong(f"data.path.{split}", value, "expected a file or a pattern such as part-*.csv.")
+            yield f"data.path.{split}", one
+
+
+def _check_exists(name: str, path: str) -> None:
+    if Path(path).exists():
+        return
+    if glob.has_magic(path):
+        if next(glob.iglob(path, recursive=True), None) is None:
+            raise wrong(name, path, "no file fits this pattern.")
+        return
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise wrong(name, path, f"there is no such file or folder, nor a folder '{folder}'.")
+    hint = nearest(Path(path).name, (entry.name for entry in folder.iterdir()))
+    raise wrong(name, path, f"there is no such file or folder.{hint}")
+
+
+def _no_vectors(trainable: Any) -> str:
+    given = "" if trainable else " with embedding.trainable=false"
+    return (
+        f"embedding.vectors: expected a file of pretrained vectors{given}; "
+        "give embedding.vectors=FILE, or choose embedding=random."
+    )
+
+
+def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]:
+    known = rules(EmbeddingConfig)
+    takes = read_arguments(node["_target_"]) if is_ours(node["_target_"]) else Arguments()
+    complete = dict(node)
+    for item in fields(EmbeddingConfig):
+        if item.name in RECIPE_KEYS or item.name in takes.names or item.name in node:
+            value = node.get(item.name, item.default)
+            complete[item.name] = _checked(f"embedding.{item.name}", value, known[item.name])
+    vectors, dim = complete["vectors"], complete["dim"]
+    if vectors is None:
+        if not complete["trainable"] or option == "finetuned":
+            raise UserError(_no_vectors(complete["trainable"]))
+        if dim is None:
+            raise UserError(
+                "embedding.dim=null: without vectors the width must be given, such as embedding.dim=300."
+            )
+    else:
+        if option == "random":
+            raise wrong(
+                "embedding.vectors",
+                vectors,
+                "embedding=random starts from random rows; "
+                "choose embedding=finetuned or embedding=frozen, or embedding.vectors=null.",
+            )
+        if not Path(vectors).exists():
+            _check_exists("embedding.vectors", vectors)
+        from textbed.embedding.vectors import peek
+
+        _, width = peek(Path(vectors))
+        if dim is not None and dim != width:
+            raise wrong(
+                "embedding.dim",
+                dim,
+                f"the vectors of {vectors} are {width} wide; "
+                f"give embedding.dim={width}, or embedding.dim=null to take theirs.",
+            )
+        complete["dim"] = width
+    if not complete["trainable"]:
+        for name, reason in (
+            ("lr", "a frozen table learns nothing"),
+            ("weight_decay", "a frozen table must not shrink"),
+        ):
+            if complete.get(name) is not None:
+                raise wrong(
+                    f"embedding.{name}",
+                    complete[name],
+                    f"{reason} (embedding.trainable=false); "
+                    f"give embedding.{name}=null, or choose embedding=finetuned.",
+                )
+    return complete
+
+
+def _check_sparse(embedding: Mapping[str, Any], optimizer: Mapping[str, Any]) -> None:
+    """Only two of torch's optimizers take sparse gradients, and both refuse to decay the weights then."""
+    if not (embedding.get("sparse") and embedding["trainable"]):
+        return
+    if embedding.get("scale_grad_by_freq"):
+        raise UserError(
+            "embedding.sparse=true: torch has no sparse gradient that is scaled by frequency; "
+            "give embedding.scale_grad_by_freq=false, or embedding.sparse=false."
+        )
+    target = optimizer["_target_"]
+    if re.fullmatch(r"torch\.optim\.(sgd\.|adagrad\.)?(SGD|Adagrad)", target) is None:
+        raise UserError(
+            f"embedding.sparse=true: {target} takes no sparse gradients; "
+            "choose optimizer=sgd or optimizer=adagrad, or embedding.sparse=false."
+        )
+    own = embedding["weight_decay"]
+    name, decay = (
+        ("embedding.weight_decay", own)
+        if own is not None
+        else ("optimizer.weight_decay", optimizer.get("weight_decay"))
+    )
+    if decay:
+        raise wrong(
+            name,
+            decay,
+            f"{target} cannot decay weights with sparse gradients; "
+            "give embedding.weight_decay=0, or embedding.sparse=false.",
+        )
+
+
+def _check_numbers(values: dict[str, Any]) -> None:
+    for name, rule in NUMBERS.items():
+        group, _, argument = name.partition(".")
+        node = values.get(group) or {}
+        if argument in node:
+            value = node[argument]
+            # Lightning takes a precision as a number or as its name.
+            plain = isinstance(value, int) and not isinstance(value, bool) and rule.choices is not None
+            _checked(name, str(value) if plain else value, rule)
+
+
+def _check_monitors(values: dict[str, Any]) -> None:
+    """A figure that decides something must come from validation, and be wanted in the right direction."""
+    nodes = {f"callbacks.{name}": node for name, node in values["callbacks"].items()}
+    if values.get("scheduler"):
+        nodes["scheduler"] = values["scheduler"]
+    for place, node in nodes.items():
+        monitor = node.get("monitor")
+        if monitor is None:
+            continue
+        if not isinstance(monitor, str) or not re.fullmatch(r"val/\w+", monitor):
+            raise wrong(
+                f"{place}.monitor",
+                monitor,
+                f"expected a validation figure, such as val/loss or val/accuracy.{nearest(monitor, FIGURES)}",
+            )
+        small = re.search("loss|error", monitor) is not None
+        large = re.search("accuracy|f1|mcc", monitor) is not None
+        backwards = {"max": small and not large, "min": large and not small}
+        mode = node.get("mode", "min")  # the default of Lightning's callbacks and of torch's scheduler
+        if backwards.get(mode):
+            right = "min" if mode == "max" else "max"
+            raise wrong(
+                f"{place}.mode",
+                mode,
+                f"{monitor} is better when it is "
+                f"{'smaller' if right == 'min' else 'larger'}; give {place}.mode={right}.",
+            )
+
+
+def _check_class_weights(weights: Any) -> None:
+    if isinstance(weights, list):
+        rule = Rule((float,), minimum=0)
+        if not weights or not all(rule.holds(weight) for weight in weights) or not any(weights):
+            raise wrong(
+                "classifier.class_weights",
+                weights,
+                "expected a number of at least 0 for each class, not all of them 0.",
+            )

@@ -1,0 +1,366 @@
+"""Every key of the configuration: its type, its range, its default and what it means.
+
+The dataclasses here are the one home of the default values. They are composed first (``schema`` in the
+defaults list of ``configs/train.yaml``), so that a file in ``configs/data`` says only what differs, and any
+key can be overridden on the command line. Files of the groups list their keys all the same where that
+teaches.
+"""
+
+# ruff: noqa: RUF009 (`key` makes a dataclasses.field, which is what a default may be)
+
+from __future__ import annotations
+
+import functools
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+FILE_SOURCES = ("csv", "tsv", "json", "parquet", "text", "disk")
+SOURCES = ("docstrings", *FILE_SOURCES, "hub")
+NORMAL_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+KEEP = ("head", "tail", "both")
+UNKNOWN = ("keep", "drop")
+SPECIAL_TOKENS = 2  # padding and unknown, in every vocabulary
+PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~" + "‘’“”„«»–—…·•"
+
+
+# What a value must be
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one value must be. ``kinds`` holds ``type(None)`` where null is allowed."""
+
+    kinds: tuple[type, ...]
+    choices: tuple[Any, ...] | None = None
+    minimum: float | None = None  # the value itself is allowed
+    above: float | None = None  # the value itself is not
+    maximum: float | None = None
+    below: float | None = None
+    finite: bool = True
+    sources: tuple[str, ...] | None = None  # data only: the sources that read this key
+    path: bool = False  # a file or folder: a leading ~ stands for the home folder
+
+    def holds(self, value: Any) -> bool:
+        """Whether ``value`` is allowed. True and False are no numbers; a whole number is a number."""
+        if value is None:
+            return type(None) in self.kinds
+        if self.choices is not None and isinstance(value, str) and value in self.choices:
+            return True
+        if isinstance(value, bool):
+            return bool in self.kinds
+        if isinstance(value, int | float):
+            if not (isinstance(value, self.kinds) or (isinstance(value, int) and float in self.kinds)):
+                return False
+            if math.isnan(value) or (self.finite and math.isinf(value)):
+                return False
+            return (
+                (self.minimum is None or value >= self.minimum)
+                and (self.above is None or value > self.above)
+                and (self.maximum is None or value <= self.maximum)
+                and (self.below is None or value < self.below)
+            )
+        if isinstance(value, str) and self.choices is not None:
+            return False
+        return isinstance(value, self.kinds)
+
+    def expected(self) -> str:
+        """What is allowed, in words: ``a whole number of at least 1, or null``."""
+        words = [", ".join(str(choice) for choice in self.choices)] if self.choices else []
+        bounds = [
+            f"{sign} {bound}"
+            for sign, bound in (
+                ("of at least", self.minimum),
+                ("above", self.above),
+                ("of at most", self.maximum),
+                ("below", self.below),
+            )
+            if bound is not None
+        ]
+        names = {bool: "true or false", str: "text", list: "a list", dict: "a mapping", type(None): "null"}
+        if int in self.kinds or float in self.kinds:
+            number = "a number" if float in self.kinds else "a whole number"
+            words.append(" ".join([number, " and ".join(bounds)]) if bounds else number)
+        for kind in self.kinds:
+            if kind in names and not (kind is str and self.choices):
+                words.append(names[kind])
+        if len(words) == 1:
+            return f"one of {words[0]}" if self.choices else words[0]
+        return ("one of " if self.choices else "") + ", ".join(words[:-1]) + f", or {words[-1]}"
+
+
+def key(default: Any, kinds: tuple[type, ...] | None = None, **rule: Any) -> Any:
+    """A field of a config dataclass and what its value must be; ``kinds`` where the annotation is Any."""
+    return field(default=default, metadata={"kinds": kinds, "rule": rule})
+
+
+@functools.cache
+def rules(schema: type) -> Mapping[str, Rule]:
+    """The rule of every field of a config dataclass; sub-configs have none."""
+    hints = typing.get_type_hints(schema)
+    found = {}
+    for item in fields(schema):
+        if "rule" in item.metadata:
+            kinds = item.metadata["kinds"] or _kinds(hints[item.name])
+            found[item.name] = Rule(kinds, **item.metadata["rule"])
+    return found
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    if isinstance(hint, types.UnionType):
+        return tuple(typing.get_origin(part) or part for part in typing.get_args(hint))
+    return (typing.get_origin(hint) or hint,)
+
+
+# The keys
+
+
+@dataclass
+class DataConfig:
+    """Where the documents come from, how they are split, and how they are put into batches."""
+
+    source: str = key("docstrings", choices=SOURCES)
+    """The kind of source; `docstrings` is built in and needs no download."""
+    name: str | None = key(None, sources=("hub",))
+    """Id of the data set on the hub, or its folder's name in the mirror."""
+    hub_id: str | None = key(None, sources=("hub",))
+    """Id to ask the hub for where the mirror knows the data set by a shorter name; null is the name."""
+    config: str | None = key(None, sources=("hub",))
+    """Configuration of the hub data set; null is its only one."""
+    revision: str | None = key(None, sources=("hub",))
+    """Branch, tag or commit on the hub; null is the newest."""
+    path: Any = key(None, kinds=(str, dict, type(None)), sources=FILE_SOURCES, path=True)
+    """A file, a folder, or a mapping from split to file or pattern."""
+    text: Any = key(None, kinds=(str, list, type(None)))
+    """Column of the text, or a list of two for pairs; null finds it where only one fits."""
+    label: str | None = key(None)
+    """Column of the label; null finds it where only one fits."""
+    encoding: str = key("utf-8", sources=("csv", "tsv", "text"))
+    """Character encoding of the files."""
+    delimiter: str | None = key(None, sources=("csv", "tsv"))
+    """What stands between two columns; null is a comma for csv and a tab for tsv."""
+    quote: str | None = key('"', sources=("csv", "tsv"))
+    """What a value that holds a delimiter stands between; null is nothing."""
+    header: Any = key(True, kinds=(bool, list), sources=("csv", "tsv"))
+    """Whether the first row names the columns; false calls them c0, c1, ...; a list names them itself."""
+    splits: Any = key(None, kinds=(dict, type(None)))
+    """Which of the source's splits is our train, validation and test; null goes by their names."""
+    mirror: str | None = key("${oc.env:TEXTBED_MIRROR,null}", path=True)
+    """Folder that is looked at before the network, in the hub's shape or as <name>/<split>.parquet."""
+    size: int | None = key(None, minimum=1, sources=("docstrings",))
+    """Most documents of the built-in data set, an equal part for each class; null is the usual number."""
+    classes: Any = key(None, kinds=(list, type(None)), sources=("docstrings", "text"))
+    """Classes that are read (libraries, or folders of texts), a list; null is the usual ones, or all."""
+    validation: float = key(0.1, minimum=0, below=1)
+    """Share of the training documents set aside where the source has no validation split."""
+    validation_seed: int = key(0, minimum=0)
+    """Seed of that choice, apart from the training seed."""
+    test: float = key(0.2, minimum=0, below=1)
+    """Share of all documents set aside where the source has no test split."""
+    test_seed: int = key(0, minimum=0)
+    """Seed of that choice."""
+    folds: int | None = key(None, minimum=2)
+    """Number of folds for cross-validation; null is none, and the source's own test split counts."""
+    fold: int = key(0, minimum=0)
+    """The fold that is the test set of this run, counted from 0."""
+    fold_seed: int = key(0, minimum=0)
+    """Seed of the division into folds."""
+    train_fraction: float = key(1.0, above=0, maximum=1)
+    """Share of the training documents that are trained on, the classes in proportion."""
+    fraction_seed: int = key(0, minimum=0)
+    """Seed of that choice."""
+    limit: int | None = key(None, minimum=1)
+    """Documents of each split that are used, for debugging; null is all of them."""
+    batch_size: int = key(256, minimum=1)
+    """Documents per training step and device."""
+    batch_tokens: int | None = key(None, minimum=1)
+    """Tokens per training step and device, instead of a number of documents."""
+    eval_batch_size: int = key(1024, minimum=1)
+    """Documents per step and device in validation and test; has no bearing on the figures."""
+    batching: str = key("shuffled", choices=("shuffled", "bucketed"))
+    """Whether a batch is any documents, or documents of like length, which wastes less on padding."""
+    workers: int = key(0, minimum=0)
+    """Processes that fetch batches; 0 is the training process, the fastest with one gather a batch."""
+
+
+@dataclass
+class WordsConfig:
+    """Words: cut at white space, and at the characters of `split_off`."""
+
+    kind: str = key("words", choices=("words",))
+    """Which tokenizer this is."""
+    normalize: str | None = key("NFC", choices=NORMAL_FORMS)
+    """Unicode normal form of the text; null leaves it as it is."""
+    lowercase: bool = key(True)
+    """Whether case is dropped."""
+    html_breaks: bool = key(True)
+    """Whether <br> and its like count as a space."""
+    split_off: str = key(PUNCTUATION)
+    """Characters that become tokens of their own."""
+    drop: str = key("")
+    """Characters that are removed."""
+    max_tokens: int | None = key(None, minimum=1)
+    """Longest document in tokens; null is no limit."""
+    keep: str = key("head", choices=KEEP)
+    """Which part of a longer document is kept."""
+    vocabulary_size: int | None = key(None, minimum=SPECIAL_TOKENS + 1)
+    """Most frequent words that are kept, the special tokens among them; null is all."""
+    min_count: int = key(1, minimum=1)
+    """How often a word must occur in the training documents to be kept."""
+    unknown: str = key("keep", choices=UNKNOWN)
+    """Whether a word outside the vocabulary becomes the unknown token or nothing."""
+
+
+@dataclass
+class CharactersConfig:
+    """Characters: every code point is a token."""
+
+    kind: str = key("characters", choices=("characters",))
+    """Which tokenizer this is."""
+    normalize: str | None = key("NFC", choices=NORMAL_FORMS)
+    """Unicode normal form of the text; null leaves it as it is."""
+    lowercase: bool = key(False)
+    """Whether case is dropped."""
+    html_breaks: bool = key(True)
+    """Whether <br> and its like count as a space."""
+    max_tokens: int | None = key(None, minimum=1)
+    """Longest document in characters; null is no limit."""
+    keep: str = key("head", choices=KEEP)
+    """Which part of a longer document is kept."""
+    vocabulary_size: int | None = key(None, minimum=SPECIAL_TOKENS + 1)
+    """Most frequent characters that are kept, the special tokens among them; null is all."""
+    min_count: int = key(1, minimum=1)
+    """How often a character must occur in the training documents to be kept."""
+    unknown: str = key("keep", choices=UNKNOWN)
+    """Whether a character outside the vocabulary becomes the unknown token or nothing."""
+
+
+@dataclass
+class SubwordsConfig:
+    """Subwords: trained on the training documents, or read from a file."""
+
+    kind: str = key("subwords", choices=("subwords",))
+    """Which tokenizer this is."""
+    algorithm: str = key("bpe", choices=("bpe", "wordpiece", "unigram"))
+    """How the vocabulary is built."""
+    vocabulary_size: int = key(16000, minimum=SPECIAL_TOKENS + 1)
+    """Entries of the vocabulary, the special tokens among them."""
+    min_count: int = key(2, minimum=1)
+    """How often a pair must occur to be merged (bpe and wordpiece)."""
+    normalize: str | None = key("NFC", choices=NORMAL_FORMS)
+    """Unicode normal form of the text; null leaves it as it is."""
+    lowercase: bool = key(True)
+    """Whether case is dropped."""
+    html_breaks: bool = key(True)
+    """Whether <br> and its like count as a space."""
+    max_tokens: int | None = key(None, minimum=1)
+    """Longest document in subwords; null is no limit."""
+    keep: str = key("head", choices=KEEP)
+    """Which part of a longer document is kept."""
+    file: str | None = key(None, path=True)
+    """A pretrained tokenizer.json, or a folder with one; null trains one here."""
+
+
+TOKENIZERS: dict[str, type] = {
+    "words": WordsConfig,
+    "characters": CharactersConfig,
+    "subwords": SubwordsConfig,
+}
+
+
+@dataclass
+class EmbeddingConfig:
+    """The front end. The first five are read by the recipe, whatever the class; the rest are arguments of the
+    class, and hold where it has an argument of that name."""
+
+    trainable: bool = key(True)
+    """Whether the table learns; false freezes it to the last bit."""
+    vectors: str | None = key(None, path=True)
+    """File of pretrained vectors; null starts from random ones."""
+    dim: int | None = key(None, minimum=1)
+    """Width of a row (D); null is the width of the vectors."""
+    lr: float | None = key(None, minimum=0)
+    """Learning rate of the table; null is the optimizer's."""
+    weight_decay: float | None = key(None, minimum=0)
+    """Weight decay of the table; null is the optimizer's."""
+    init: str = key("normal", choices=("normal", "uniform", "zeros"))
+    """How rows without a pretrained vector start."""
+    scale: float | None = key(None, minimum=0)
+    """Standard deviation (normal) or bound (uniform) of those rows; null is the class's own choice."""
+    padding_idx: Any = key("auto", kinds=(int, type(None)), choices=("auto",), minimum=0)
+    """Row that stays zero and never moves; `auto` is the tokenizer's padding token, null is none."""
+    max_norm: float | None = key(None, above=0)
+    """Longest allowed row; longer ones are shortened in place when they are looked up."""
+    norm_type: float = key(2.0, above=0, finite=False)
+    """The p of the norm that `max_norm` bounds."""
+    scale_grad_by_freq: bool = key(False)
+    """Whether a row's gradient is divided by how often it occurs in the batch."""
+    sparse: bool = key(False)
+    """Whether the table's gradient holds only the rows of the batch: needs torch.optim.SGD or Adagrad."""
+
+
+# Read by the recipe, so allowed beside the arguments of any front end.
+RECIPE_KEYS = ("trainable", "vectors", "dim", "lr", "weight_decay")
+
+
+@dataclass
+class ClassifierConfig:
+    """What lies between the head and the loss."""
+
+    dropout: float = key(0.0, minimum=0, below=1)
+    """Share of the head's output set to zero in training."""
+    label_smoothing: float = key(0.0, minimum=0, below=1)
+    """Share of the target spread evenly over the classes."""
+    class_weights: Any = key(None, kinds=(list, type(None)), choices=("balanced",))
+    """Weight of each class in the loss: `balanced` (inverse to its frequency), a list in the order of the
+    classes, or null for none."""
+
+
+@dataclass
+class PathsConfig:
+    """Folders that are written to. Relative ones start where the command is given."""
+
+    runs: str = key("runs", path=True)
+    """One folder per run lies here, under the run's name."""
+    cache: str = key("${oc.env:TEXTBED_CACHE,${oc.env:XDG_CACHE_HOME,'~/.cache'}/textbed}", path=True)
+    """Encoded texts and the built-in data set; safe to delete, costs the time to build it again."""
+
+
+@dataclass
+class TrainConfig:
+    """Everything. Groups without a dataclass hold a `_target_` and its arguments."""
+
+    name: str = key("scratch")
+    """Folder under `paths.runs` in which this run's own folder is made."""
+    seed: int = key(0, minimum=0, maximum=2**32 - 1)
+    """Seed of initial weights, dropout and the order of documents; the splits have seeds of their own."""
+    resume: str | None = key(None, path=True)
+    """A run folder to go on with; its own configuration counts, changed by what is given beside this key."""
+    threads: int | None = key(None, minimum=1)
+    """CPU threads that torch may use; null is torch's choice."""
+    compile: bool = key(False)
+    """Whether the model is compiled: the first step takes up to minutes, later ones may be faster."""
+    test: bool = key(True)
+    """Whether the best checkpoint is tested at the end; a search switches it off."""
+    data: DataConfig = field(default_factory=DataConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    tokenizer: Any = field(default_factory=dict)
+    embedding: Any = field(default_factory=dict)
+    head: Any = field(default_factory=dict)
+    optimizer: Any = field(default_factory=dict)
+    scheduler: Any = None
+    trainer: Any = field(default_factory=dict)
+    callbacks: Any = None
+    logger: Any = None
+
+
+ConfigStore.instance().store(name="schema", node=TrainConfig)
+
+# Groups whose files hold keys of the top level (`@package _global_`), and so are no keys themselves.
+GLOBAL_GROUPS = ("experiment", "debug")

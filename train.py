@@ -1,0 +1,29 @@
+"""Train a text classifier: ``python train.py experiment=quickstart``. ``--help`` lists what can be chosen."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from textbed import command, config
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(cfg: DictConfig) -> None:
+    # torch and its kin are imported below, not above, so that help and mistakes are answered within a second.
+    with command.job():
+        if cfg.resume is None:
+            checked = config.check(cfg, command.chosen_options())
+            from textbed import training
+
+            folder = training.train(checked)
+        else:
+            from textbed import training
+
+            folder = training.resume(cfg.resume, command.task_overrides(without="resume"))
+        if folder is not None:  # the first process alone has a folder to show
+            print(folder, flush=True)
+
+
+if __name__ == "__main__":
+    command.run(main, configs=Path(__file__).parent / "configs")
