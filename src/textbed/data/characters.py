@@ -43,7 +43,7 @@ class CharacterSettings:
     """The keys of ``tokenizer=characters``; configs/tokenizer/characters.yaml says what each does."""
 
     normalize: str | None = "NFC"
-    lowercase: bool = True
+    lowercase: bool = False
     html_breaks: bool = True
     max_tokens: int | None = None
     keep: str = "head"

@@ -236,12 +236,18 @@ def train(settings: SubwordSettings, texts: Callable[[], Iterator[list[str]]]) -
         inner.train_from_iterator(texts(), trainer)
         return inner.to_str()
     if settings.algorithm == "wordpiece":
-        inner = library.Tokenizer(library.models.WordPiece(unk_token=UNK))
-        inner.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+
+        def fresh() -> tokenizers.Tokenizer:
+            # Trained again, a tokenizer would take the special tokens it already has for words of the texts.
+            inner = library.Tokenizer(library.models.WordPiece(unk_token=UNK))
+            inner.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+            return inner
+
         # The trainer numbers the ## characters in the order of a hash table that differs in each process, and
         # breaks ties by number. So a first pass finds them, without merges, and a second is told them in
         # order. It costs a third more time.
         nothing = library.trainers.WordPieceTrainer(vocab_size=0, special_tokens=special, show_progress=False)
+        inner = fresh()
         inner.train_from_iterator(texts(), nothing)
         found = inner.get_vocab()
         _check_alphabet(settings, len(found))
@@ -249,6 +255,7 @@ def train(settings: SubwordSettings, texts: Callable[[], Iterator[list[str]]]) -
         trainer = library.trainers.WordPieceTrainer(
             min_frequency=settings.min_count, special_tokens=special + inside, **common
         )
+        inner = fresh()
         inner.train_from_iterator(texts(), trainer)
         model = json.loads(inner.to_str())
         model["added_tokens"] = [token for token in model["added_tokens"] if token["content"] in SPECIAL]

@@ -5,7 +5,7 @@ The steps, always in this order:
 1. HTML breaks (``<br>``, ``<br/>``, ``<br />``, any case) become white space;
 2. Unicode normal form;
 3. lower case, each character by itself;
-4. the characters of ``drop`` vanish (``well-known`` becomes ``wellknown`` if ``-`` is dropped);
+4. the characters of ``drop`` vanish, even if ``split_off`` names them too (``well-known``: ``wellknown``);
 5. each character of ``split_off`` becomes a token of its own;
 6. what stands between white space (all of Unicode's, as ``str.split()`` has it) is a word;
 7. the length limit counts the tokens that came out.
@@ -46,7 +46,6 @@ from textbed.data.vocabulary import (
     text_bytes,
     without,
 )
-from textbed.errors import UserError
 
 # Every character for which str.isspace() is true.
 ASCII_SPACE = "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f "
@@ -82,11 +81,6 @@ class WordSettings:
         check_whole("min_count", self.min_count, 1)
         object.__setattr__(self, "split_off", self.split_off or "")
         object.__setattr__(self, "drop", self.drop or "")
-        both = sorted(set(self.split_off) & set(self.drop) - set(ASCII_SPACE + WIDE_SPACE))
-        if both:
-            raise UserError(
-                f"tokenizer.split_off and tokenizer.drop both name {both[0]!r}: leave it in one of the two"
-            )
 
     def before_vocabulary(self) -> dict[str, Any]:
         """The settings that a column's words depend on, before any vocabulary is counted."""
@@ -94,8 +88,9 @@ class WordSettings:
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.max_tokens is None:
             settings["keep"] = None
-        settings["split_off"] = "".join(sorted(set(self.split_off)))
-        settings["drop"] = "".join(sorted(set(self.drop)))
+        space = set(ASCII_SPACE + WIDE_SPACE)
+        settings["split_off"] = "".join(sorted(set(self.split_off) - set(self.drop) - space))
+        settings["drop"] = "".join(sorted(set(self.drop) - space))
         return settings
 
 
