@@ -287,12 +287,6 @@ class TextClassifier(pl.LightningModule):
 
     # ---- training
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        if isinstance(batch, TokenBatch):
-            # Lightning would wait for each copy; from pinned memory there is no need to.
-            return batch.to(device, non_blocking=True)
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     def on_train_start(self) -> None:
         # An epoch that was cut off by an interruption goes on after the batches it has had.
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready

@@ -1,0 +1,117 @@
+"""The LightningDataModule: source -> splits -> tokenizer -> encoded columns -> batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from textbed.data import encoding, sources, splits
+from textbed.data.loading import BucketedBatches, OrderedBatches, ShuffledBatches, TokenDataset, make_loader
+
+
+class TextDataModule(pl.LightningDataModule):
+    """Everything between a data set and the batches of token ids that a model sees.
+
+    Args:
+        data: the ``data`` group of the configuration (source, columns, splits, batches).
+        tokenizer: the ``tokenizer`` group of the configuration.
+        cache: folder for encoded columns; shared by runs, safe for several processes.
+        seed: decides the order of the training documents; independent of the seeds that decide the splits.
+
+    ``setup`` may be called often and does its work once. After it, ``corpus``, ``splits``, ``tokenizer`` and
+    ``sets`` are there. Raises :class:`~textbed.errors.UserError` for data that cannot be read as asked.
+    """
+
+    def __init__(self, data: Any, tokenizer: Any, cache: Path, seed: int = 0) -> None:
+        super().__init__()
+        self.data = data
+        self.tokenizer_settings = tokenizer
+        self.cache = Path(cache)
+        self.seed = seed
+        self.sets: dict[str, TokenDataset] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, split, tokenize and encode; what has been encoded before comes from the cache."""
+        if self.sets:
+            return
+        self.corpus = sources.load(self.data, self.cache)
+        self.splits = splits.make_splits(self.corpus, self.data)
+        train = self.splits["train"]
+        used = {rows.split for rows in self.splits.values()}
+        self.tokenizer, encoded = encoding.encode(
+            self.tokenizer_settings,
+            {name: split for name, split in self.corpus.splits.items() if name in used},
+            self.corpus.columns,
+            (train.split, train.rows),
+            self.cache,
+        )
+        self.sets = {
+            name: TokenDataset(
+                encoded[rows.split],
+                self.corpus.splits[rows.split].labels[rows.rows],
+                rows.rows,
+                self.corpus.multilabel,
+            )
+            for name, rows in self.splits.items()
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of the splits: which of them are not the source's own."""
+        notes = []
+        if self.data.folds is not None:
+            notes.append(f"fold {self.data.fold} of {self.data.folds} (counted from 0) is the test split")
+        elif "test" not in self.corpus.splits:
+            notes.append(f"the source has no test split: {self.data.test:.0%} of it was set aside as one")
+        if "validation" in self.sets and self.splits["validation"].split != "validation":
+            notes.append(f"validation is cut from the training documents: {self.data.validation:.0%} of them")
+        if "validation" not in self.sets:
+            notes.append("no validation split: the last epoch is tested, not the best")
+        return notes
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.corpus.classes)
+
+    @property
+    def train_labels(self) -> np.ndarray:
+        """Labels of the training documents: (B,) int64, or (B, C) for multi-label."""
+        return self.sets["train"].labels
+
+    def train_dataloader(self) -> DataLoader:
+        sampler = {"shuffled": ShuffledBatches, "bucketed": BucketedBatches}[self.data.batching]
+        # Lightning's overfit_batches means the same few batches in every epoch.
+        same = bool(self.trainer and self.trainer.overfit_batches)
+        return self._loader(
+            "train", sampler, batch_size=self.data.batch_size, seed=self.seed, reshuffle=not same
+        )
+
+    def val_dataloader(self) -> DataLoader | list:
+        # Without a validation split Lightning takes an empty list as "nothing to validate".
+        return self._evaluation_loader("validation") if "validation" in self.sets else []
+
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("test")
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        # Lightning would wait for each copy; from pinned memory there is no need to.
+        return batch.to(device, non_blocking=True)
+
+    def _evaluation_loader(self, split: str) -> DataLoader:
+        return self._loader(split, OrderedBatches, batch_size=self.data.eval_batch_size)
+
+    def _loader(self, split: str, sampler: Any, **settings: Any) -> DataLoader:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches = sampler(
+            self.sets[split].lengths,
+            batch_tokens=self.data.batch_tokens,
+            rank=rank,
+            world_size=world_size,
+            **settings,
+        )
+        return make_loader(self.sets[split], batches, workers=self.data.workers)

@@ -1,0 +1,346 @@
+"""The recipe of one run: configuration -> data -> model -> fit -> test -> run folder. Reads top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from textbed import command, config
+from textbed.callbacks import AtomicCheckpointIO, Checkpoints, Timing, make_callbacks
+from textbed.classifier import Schedule, TextClassifier, balanced_weights, optimizer_from_config, seeded
+from textbed.data.datamodule import TextDataModule
+from textbed.data.encoding import load_tokenizer
+from textbed.embedding import vectors
+from textbed.errors import UserError
+from textbed.runs import pictures
+from textbed.runs.folder import RunFolder, is_rank_zero, peak_memory, say
+from textbed.runs.record import finish_loggers, make_loggers, read_metrics
+from textbed.runs.summary import Overview, PartSummary, SplitSummary, share, show_overview, show_result
+
+# What a resumed run may change. Everything else decides the figures, and would make one record of two runs.
+RESUME_MAY_CHANGE = ("trainer.", "callbacks.", "data.mirror", "data.path", "data.workers", "threads", "test")
+
+
+def train(cfg: DictConfig) -> Path | None:
+    """Train, test and record one run.
+
+    Args:
+        cfg: the configuration, checked and complete.
+
+    Returns:
+        The run folder; None in a process that is not the first of a distributed run.
+
+    Raises:
+        UserError: a mistake in the configuration or the data. If it shows before training, nothing is left
+            behind.
+    """
+    folder = RunFolder.create(cfg.paths.runs, cfg.name)
+    with _recording(folder, new=True):
+        folder.start(OmegaConf.to_yaml(cfg), command.task_overrides(), cfg.seed, cfg.threads)
+        _run(cfg, folder)
+    return folder.path if is_rank_zero() else None
+
+
+def resume(path: str, overrides: Sequence[str]) -> Path | None:
+    """Go on with the run in the folder ``path`` from its last checkpoint, in the same folder and logger runs.
+
+    Args:
+        path: the run folder.
+        overrides: what is to change, such as ``trainer.max_epochs=20``; only keys of ``RESUME_MAY_CHANGE``.
+
+    Returns:
+        As :func:`train`.
+
+    Raises:
+        UserError: there is no such run, it is finished or still going on, or its checkpoint is damaged.
+    """
+    folder = RunFolder.open(path)
+    cfg = OmegaConf.load(folder.config_file)
+    assert isinstance(cfg, DictConfig)
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if not override.key_or_group.startswith(RESUME_MAY_CHANGE):
+            raise UserError(
+                f"{override.input_line}: a resumed run keeps its configuration; of it, only what begins with "
+                f"{', '.join(RESUME_MAY_CHANGE)} may change. For anything else start a new run."
+            )
+        OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=True)
+    cfg = config.check(cfg)
+    if folder.info().get("status") == "finished" and not overrides:
+        raise UserError(f"{path}: this run is finished; to train on, give trainer.max_epochs=NUMBER as well.")
+    checkpoint = folder.checkpoint_to_resume()
+    folder.resume()
+    with _recording(folder, new=False):
+        _run(cfg, folder, checkpoint, resumed=True)
+    return folder.path if is_rank_zero() else None
+
+
+@contextlib.contextmanager
+def _recording(folder: RunFolder, new: bool) -> Any:
+    """Keep a log of the block, and write down how it ended."""
+    try:
+        with folder.logging():
+            yield
+    except KeyboardInterrupt:
+        folder.finish("interrupted")
+        say(f"interrupted; go on with: python train.py resume={folder.path}")
+        raise
+    except BaseException as error:
+        mistake = command.explain(error)
+        if new and mistake is not None and folder.info().get("phase") == "setup":
+            folder.discard()  # it showed before anything was computed
+        else:
+            folder.finish("failed", mistake or error)
+        raise
+    folder.finish()
+
+
+def _quieten() -> None:
+    """Lightning's notes go to log.txt; on the screen only what a person has to act on."""
+    for name in (None, "lightning", "lightning.pytorch", "lightning.fabric"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.WARNING)
+    # Lightning's own, about itself: nothing that a user of this template could change.
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, resumed: bool = False) -> None:
+    _quieten()
+    config.check_targets(cfg)
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    callbacks = make_callbacks(cfg.callbacks, folder)
+    timing = next((callback for callback in callbacks if isinstance(callback, Timing)), None) or Timing()
+
+    with timing.phase("data"):
+        data = TextDataModule(cfg.data, cfg.tokenizer, Path(cfg.paths.cache), cfg.seed)
+        data.setup()
+        _keep_tokenizer(folder, data, resumed)
+
+    with timing.phase("model"):
+        model, coverage = build_model(cfg, data)
+        loggers = make_loggers(cfg.logger, folder, _steps_seen(checkpoint) if resumed else None)
+        trainer: pl.Trainer = instantiate(
+            cfg.trainer,
+            callbacks=callbacks,
+            logger=loggers,
+            default_root_dir=str(folder.path),
+            plugins=[AtomicCheckpointIO()],
+        )
+        folder.update(device=_device(trainer))
+    if is_rank_zero():
+        show_overview(_overview(cfg, data, model, trainer, coverage, checkpoint))
+
+    folder.update(phase="fit")
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        best = _best(trainer)
+        if cfg.test:
+            folder.update(phase="test")
+            trainer.test(model, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
+    except BaseException:
+        finish_loggers(loggers, failed=True)
+        raise
+
+    with timing.phase("report"):
+        figures = _figures(folder, model, trainer, timing, best)
+        _leave_results(cfg, folder, data, model)
+    for line in finish_loggers(loggers, figures):
+        say(line)
+    figures |= timing.figures() | peak_memory()
+    folder.write_metrics(figures)
+    if is_rank_zero():
+        note = (
+            f"{best.name} is of epoch {figures['best_epoch']}" if best and "best_epoch" in figures else None
+        )
+        show_result(figures, folder.path, note=note)
+
+
+# The parts, in the order of the recipe
+
+
+def _keep_tokenizer(folder: RunFolder, data: TextDataModule, resumed: bool) -> None:
+    """Write the tokenizer down; for a resumed run make sure that it is still the same."""
+    if resumed and (folder.tokenizer / "tokenizer.json").exists():
+        if load_tokenizer(folder.tokenizer).tokens != data.tokenizer.tokens:
+            raise UserError(
+                f"{folder.path}: the vocabulary of the training split is not the one this run began with: the "
+                "data has changed since. Restore it, or start a new run."
+            )
+    elif is_rank_zero():
+        data.tokenizer.save(folder.tokenizer)
+
+
+def build_model(cfg: DictConfig, data: TextDataModule) -> tuple[TextClassifier, str | None]:
+    """The classifier that ``cfg`` describes, over the vocabulary and classes of ``data``.
+
+    Each part is built from a seed of its own, so that changing one leaves the initial weights of the others
+    alone.
+
+    Returns:
+        The model, and one line on how much of the vocabulary the pretrained vectors cover; None without any.
+    """
+    # These are the recipe's to read; all others are the front end's own arguments.
+    own = {key: value for key, value in cfg.embedding.items() if key not in ("vectors", "lr", "weight_decay")}
+    own["num_embeddings"] = len(data.tokenizer)
+    if own.get("padding_idx") == "auto":
+        own["padding_idx"] = data.tokenizer.pad_id
+    coverage = None
+    if cfg.embedding.vectors is not None:
+        matrix, found = vectors.read(cfg.embedding.vectors, data.tokenizer.tokens)
+        own |= {"vectors": torch.from_numpy(matrix), "found": torch.from_numpy(found)}
+        coverage = f"{cfg.embedding.vectors}: {share(int(found.sum()), len(found))} of the vocabulary"
+    with seeded(cfg.seed, "embedding"):
+        embedding = instantiate(own)
+    with seeded(cfg.seed, "head"):
+        head = instantiate(cfg.head, dim=embedding.dim)
+
+    weights = cfg.classifier.class_weights
+    multilabel, classes = data.corpus.multilabel, data.corpus.classes
+    if weights == "balanced":
+        weights = balanced_weights(data.train_labels, len(classes), multilabel)
+    elif weights is not None:
+        weights = torch.tensor(list(weights), dtype=torch.float32)
+    model = TextClassifier(
+        embedding,
+        head,
+        len(classes),
+        multilabel=multilabel,
+        pairs=data.corpus.columns == 2,
+        dropout=cfg.classifier.dropout,
+        label_smoothing=cfg.classifier.label_smoothing,
+        class_weights=weights,
+        optimizer=optimizer_from_config(cfg.optimizer),
+        schedule=Schedule.from_config(cfg.scheduler),
+        table_lr=cfg.embedding.lr,
+        table_weight_decay=cfg.embedding.weight_decay,
+        class_names=classes,
+        seed=cfg.seed,
+    )
+    if cfg.compile:
+        model.compile(dynamic=True)
+    return model, coverage
+
+
+def _overview(
+    cfg: DictConfig,
+    data: TextDataModule,
+    model: TextClassifier,
+    trainer: pl.Trainer,
+    coverage: str | None,
+    checkpoint: Path | None,
+) -> Overview:
+    splits = {}
+    for name, rows in data.splits.items():
+        columns = [column.statistics(rows.rows) for column in data.sets[name].columns]
+        splits[name] = SplitSummary(
+            documents=len(rows.rows),
+            tokens=sum(column.tokens for column in columns),
+            unknown=sum(column.unknown for column in columns),
+            empty=int((data.sets[name].lengths == 0).sum()),
+        )
+    labels = data.train_labels
+    counts = labels.sum(axis=0) if data.corpus.multilabel else np.bincount(labels, minlength=data.num_classes)
+    parts = {"embedding": model.embedding, "head": model.head, "classifier": model.linear}
+    return Overview(
+        name=cfg.name,
+        data=data.corpus.description,
+        splits=splits,
+        class_counts={name: int(count) for name, count in zip(data.corpus.classes, counts, strict=True)},
+        tokenizer=cfg.tokenizer.kind,
+        vocabulary=len(data.tokenizer),
+        parts={name: _size(part) for name, part in parts.items()},
+        device=_device(trainer),
+        precision=str(trainer.precision),
+        steps_per_epoch=len(data.train_dataloader()),
+        epochs=trainer.max_epochs,
+        multilabel=data.corpus.multilabel,
+        vectors=coverage,
+        notes=data.notes + ([f"going on from {checkpoint}"] if checkpoint else []),
+    )
+
+
+def _size(part: torch.nn.Module) -> PartSummary:
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in part.parameters()]
+    return PartSummary(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
+
+
+def _device(trainer: pl.Trainer) -> str:
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if device.type == "cpu":
+        name += f", {torch.get_num_threads()} threads"
+    return f"{trainer.world_size} x {name}" if trainer.world_size > 1 else name
+
+
+def _steps_seen(checkpoint: Path | None) -> int:
+    if checkpoint is None:
+        return 0
+    return AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"]
+
+
+def _best(trainer: pl.Trainer) -> Path | None:
+    """The checkpoint to test: the best by validation, else the last; None where none was kept."""
+    kept = trainer.checkpoint_callback
+    path = (kept.best_model_path or kept.last_model_path) if isinstance(kept, Checkpoints) else None
+    return Path(path) if path else None
+
+
+def _monitor(trainer: pl.Trainer) -> str:
+    kept = trainer.checkpoint_callback
+    return kept.monitor if isinstance(kept, Checkpoints) and kept.monitor else "val/accuracy"
+
+
+def _figures(
+    folder: RunFolder, model: TextClassifier, trainer: pl.Trainer, timing: Timing, best: Path | None
+) -> dict[str, Any]:
+    """The final figures by name: the test's, and those that validation gave to the tested checkpoint."""
+    figures: dict[str, Any] = dict(model.figures) if trainer.state.fn == "test" else {}
+    for entry in model.per_class if trainer.state.fn == "test" else []:
+        for key in ("precision", "recall", "f1", "support"):
+            figures[f"test/{key}/{entry['class']}"] = entry[key]
+    steps = _steps_seen(best) if best else trainer.global_step
+    for line in read_metrics(folder.record_file) if folder.record_file.exists() else []:
+        if line["step"] is not None and line["step"] < steps:
+            figures |= {key: value for key, value in line.items() if key.startswith("val/")}
+            figures["best_epoch"] = line["epoch"] + 1
+    parts = {"embedding": model.embedding, "head": model.head, "classifier": model.linear, "all": model}
+    for name, part in parts.items():
+        size = _size(part)
+        figures[f"parameters/{name}"] = size.all
+        figures[f"parameters_trainable/{name}"] = size.trainable
+    figures |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+    return figures | timing.figures()
+
+
+def _leave_results(cfg: DictConfig, folder: RunFolder, data: TextDataModule, model: TextClassifier) -> None:
+    """Predictions by document, and pictures."""
+    classes = data.corpus.classes
+    if model.predictions is not None:
+        said = model.predictions
+        predicted = said.probabilities > 0.5 if data.corpus.multilabel else said.probabilities.argmax(axis=1)
+        folder.write_predictions("test", said.rows, said.labels, predicted, said.probabilities, classes)
+    if not is_rank_zero():
+        return
+    if folder.record_file.exists():
+        pictures.draw_learning_curves(
+            read_metrics(folder.record_file),
+            folder.pictures / "learning_curves.png",
+            figure=_monitor(model.trainer),
+            title=cfg.name,
+        )
+    if model.confusion is not None and not data.corpus.multilabel and model.predictions is not None:
+        path = folder.pictures / "confusion_matrix.png"
+        pictures.draw_confusion(model.confusion, classes, path, title=f"{cfg.name}: test")
