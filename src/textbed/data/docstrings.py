@@ -80,8 +80,8 @@ _SPACE = re.compile(r"[ \t]+")
 def clean(text: str, names: Sequence[str]) -> str:
     """A docstring without doctests and without ``names``.
 
-    A doctest goes from its prompt to the next blank line, so that what it prints goes as well. Names go in any
-    case: those of five letters and more wherever they stand, since ``NetworkXError`` gives networkx away,
+    A doctest goes from its prompt to the next blank line, so that what it prints goes as well. Names go in
+    any case: those of five letters and more wherever they stand, since ``NetworkXError`` gives networkx away,
     shorter ones between characters that are no letters or digits (``np.sum`` becomes ``.sum``).
     """
     text = _DOCTEST.sub("", text.expandtabs())
