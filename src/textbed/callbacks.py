@@ -329,10 +329,16 @@ class StopOnNaN(Callback):
         # All processes stop together: one that stopped alone would leave the others waiting for it.
         if not trainer.strategy.reduce_boolean_decision(bool(bad.any()), all=False):
             return
+        found = None
         if bad.any():
             batch_idx, loss, rows = window[int(bad.int().argmax())]
-            self._stop(trainer, batch_idx, float(loss), rows)
-        self._stop(trainer, window[-1][0], math.nan, None)
+            found = (batch_idx, float(loss), None if rows is None else rows.cpu())
+        if trainer.world_size > 1:  # the process that speaks may not be the one whose loss it is
+            everywhere: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(everywhere, found)
+            found = min((one for one in everywhere if one is not None), key=lambda one: one[0])
+        assert found is not None
+        self._stop(trainer, *found)
 
     def _stop(self, trainer: pl.Trainer, batch_idx: int, loss: float, rows: Tensor | None) -> None:
         epoch = trainer.current_epoch

@@ -477,7 +477,9 @@ def mlflow_logger(
     """
     from lightning.pytorch.loggers import MLFlowLogger
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # 40 lines about the tables of a new database
+    for log in ("alembic", "mlflow.store.db.utils", "lightning.pytorch.loggers.mlflow"):
+        # 40 lines about the tables of a new database
+        logging.getLogger(log).setLevel(logging.ERROR)
     local = tracking_uri is None
     uri = tracking_uri or f"sqlite:///{folder}/mlflow.db"
     logger = MLFlowLogger(
