@@ -294,6 +294,10 @@ MISTAKES = {
         ["embedding.sparse=true", "optimizer=sgd", "optimizer.weight_decay=0.1"],
         ["optimizer.weight_decay=0.1", "sparse", "embedding.weight_decay=0"],
     ),
+    "sparse and clipped": (
+        ["embedding.sparse=true", "optimizer=sgd", "trainer.gradient_clip_val=1.0"],
+        ["trainer.gradient_clip_val=1.0", "sparse", "trainer.gradient_clip_val=null"],
+    ),
     "sparse by frequency": (
         ["embedding.sparse=true", "embedding.scale_grad_by_freq=true", "optimizer=sgd"],
         ["embedding.sparse=true", "embedding.scale_grad_by_freq=false"],

@@ -104,7 +104,7 @@ def check(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -> DictConfi
     _check_name(values["name"])
     _check_data(values["data"])
     values["embedding"] = _check_embedding(values["embedding"], chosen.get("embedding"))
-    _check_sparse(values["embedding"], values["optimizer"])
+    _check_sparse(values["embedding"], values["optimizer"], values["trainer"])
     _check_numbers(values)
     _check_monitors(values)
     _check_class_weights(values["classifier"]["class_weights"])
@@ -469,8 +469,10 @@ def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]
     return complete
 
 
-def _check_sparse(embedding: Mapping[str, Any], optimizer: Mapping[str, Any]) -> None:
-    """Only two of torch's optimizers take sparse gradients, and both refuse to decay the weights then."""
+def _check_sparse(
+    embedding: Mapping[str, Any], optimizer: Mapping[str, Any], trainer: Mapping[str, Any]
+) -> None:
+    """What torch cannot do with sparse gradients, as tried with 2.13: most optimizers, decay, fusing, clipping."""
     if not (embedding.get("sparse") and embedding["trainable"]):
         return
     if embedding.get("scale_grad_by_freq"):
@@ -483,6 +485,17 @@ def _check_sparse(embedding: Mapping[str, Any], optimizer: Mapping[str, Any]) ->
         raise UserError(
             f"embedding.sparse=true: {target} takes no sparse gradients; "
             "choose optimizer=sgd or optimizer=adagrad, or embedding.sparse=false."
+        )
+    if optimizer.get("fused"):
+        raise UserError(
+            f"optimizer.fused=true: {target} takes no sparse gradients then; "
+            "give optimizer.fused=null, or embedding.sparse=false."
+        )
+    if trainer.get("gradient_clip_val"):
+        raise wrong(
+            "trainer.gradient_clip_val",
+            trainer["gradient_clip_val"],
+            "torch cannot clip sparse gradients; give trainer.gradient_clip_val=null, or embedding.sparse=false.",
         )
     own = embedding["weight_decay"]
     name, decay = (
