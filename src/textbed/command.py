@@ -49,8 +49,8 @@ KEYED_OR_NULL = ("scheduler", "callbacks", "logger")
 
 _failed_jobs: list[str] = []
 
-# Hydra copies this singleton, which it never changes, for each of the hundred groups that the help page lists:
-# half of its 1.5 s. What it holds is still copied whenever it is given out.
+# Hydra copies this singleton, which it never changes, for each of the hundred groups that the help page
+# lists: half of its 1.5 s. What it holds is still copied whenever it is given out.
 ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
 

@@ -472,7 +472,7 @@ def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]
 def _check_sparse(
     embedding: Mapping[str, Any], optimizer: Mapping[str, Any], trainer: Mapping[str, Any]
 ) -> None:
-    """What torch cannot do with sparse gradients, as tried with 2.13: most optimizers, decay, fusing, clipping."""
+    """What torch 2.13 cannot do with sparse gradients: most optimizers, decay, fused steps, clipping."""
     if not (embedding.get("sparse") and embedding["trainable"]):
         return
     if embedding.get("scale_grad_by_freq"):
@@ -495,7 +495,8 @@ def _check_sparse(
         raise wrong(
             "trainer.gradient_clip_val",
             trainer["gradient_clip_val"],
-            "torch cannot clip sparse gradients; give trainer.gradient_clip_val=null, or embedding.sparse=false.",
+            "torch cannot clip sparse gradients; "
+            "give trainer.gradient_clip_val=null, or embedding.sparse=false.",
         )
     own = embedding["weight_decay"]
     name, decay = (
