@@ -91,10 +91,11 @@ def _recording(folder: RunFolder, new: bool) -> Any:
     try:
         with folder.logging():
             yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning turns Ctrl-C and SIGTERM into an exit of its own.
         folder.finish("interrupted")
         say(f"interrupted; go on with: python train.py resume={folder.path}")
-        raise
+        raise KeyboardInterrupt from error
     except BaseException as error:
         mistake = command.explain(error)
         if new and mistake is not None and folder.info().get("phase") == "setup":
@@ -165,7 +166,7 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
         note = (
             f"{best.name} is of epoch {figures['best_epoch']}" if best and "best_epoch" in figures else None
         )
-        show_result(figures, folder.path, note=note)
+        show_result(figures, folder.path, note=note, per_class=model.per_class if cfg.test else ())
 
 
 # The parts, in the order of the recipe
@@ -176,7 +177,7 @@ def _keep_tokenizer(folder: RunFolder, data: TextDataModule, resumed: bool) -> N
     if resumed and (folder.tokenizer / "tokenizer.json").exists():
         if load_tokenizer(folder.tokenizer).tokens != data.tokenizer.tokens:
             raise UserError(
-                f"{folder.path}: the vocabulary of the training split is not the one this run began with: the "
+                f"{folder.path}: the vocabulary of the training split is not the one the run began with: the "
                 "data has changed since. Restore it, or start a new run."
             )
     elif is_rank_zero():

@@ -34,6 +34,7 @@ import os
 import platform
 import secrets
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -451,6 +452,17 @@ class RunFolder:
             if self._lock is not None:
                 self._lock.close()
                 self._lock = None
+
+    def discard(self) -> None:
+        """Remove the folder of a run that computed nothing, and its parent if that is empty now."""
+        if not is_rank_zero():
+            return
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.path.parent.rmdir()
 
     def info(self) -> dict[str, Any]:
         """Read run.json."""

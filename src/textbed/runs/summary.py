@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rich import box
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 _MIN_WIDTH = 100
+_MAX_CLASSES = 30  # more are in metrics.json, and would push the result off the screen
 
 
 @dataclass(frozen=True)
@@ -122,17 +123,24 @@ def show_result(
     folder: str | Path,
     file: IO[str] | None = None,
     note: str | None = None,
+    per_class: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Print the one table at the end.
+    """Print what came of it: a table by class where there is room for one, and the one table at the end.
 
     Args:
         figures: as in metrics.json: ``test/...``, ``val/...``, ``seconds/...``, ``speed/...``,
-        ``memory/...``. What they do not hold is
-            left out.
+            ``memory/...``. What they do not hold is left out; so are figures of one class (``test/f1/spam``).
         folder: the run folder.
         note: a further line, such as the epoch of the best checkpoint.
+        per_class: for each class its name (``class``), ``precision``, ``recall``, ``f1`` and ``support``.
     """
     out = console(file)
+    if 0 < len(per_class) <= _MAX_CLASSES:
+        classes = _table("Test, by class", "class", "precision", "recall", "f1", "documents")
+        for row in per_class:
+            shown = (number(row[name]) for name in ("precision", "recall", "f1"))
+            classes.add_row(escape(str(row["class"])), *shown, f"{row['support']:,}")
+        out.print(classes)
     stages = [stage for stage in ("test", "val") if any(key.startswith(f"{stage}/") for key in figures)]
     titles = {"test": "test", "val": "best validation"}
     table = _table("Result", "", *([titles[stage] for stage in stages] or [""]))
@@ -151,7 +159,11 @@ def show_result(
 def _figure_names(figures: Mapping[str, object], stages: Sequence[str]) -> list[str]:
     keys = [key.split("/", 1) for key in figures]
     names = list(
-        dict.fromkeys(name for stage, name in (key for key in keys if len(key) == 2) if stage in stages)
+        dict.fromkeys(
+            name
+            for stage, name in (key for key in keys if len(key) == 2)
+            if stage in stages and "/" not in name
+        )
     )
     # what is read first comes first
     order = ["accuracy", "f1_macro", "f1_weighted", "mcc"]
