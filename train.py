@@ -14,13 +14,13 @@ def main(cfg: DictConfig) -> None:
     with command.job():
         if cfg.resume is None:
             checked = config.check(cfg, command.chosen_options())
-            from textbed import training
+            from textbed.training import train
 
-            folder = training.train(checked)
+            folder = train(checked)
         else:
-            from textbed import training
+            from textbed.training import resume
 
-            folder = training.resume(cfg.resume, command.task_overrides(without="resume"))
+            folder = resume(cfg.resume, command.task_overrides(without="resume"))
         if folder is not None:  # the first process alone has a folder to show
             print(folder, flush=True)
 
