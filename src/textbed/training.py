@@ -32,11 +32,12 @@ from textbed.runs.summary import Overview, PartSummary, SplitSummary, share, sho
 RESUME_MAY_CHANGE = ("trainer.", "callbacks.", "data.mirror", "data.path", "data.workers", "threads", "test")
 
 
-def train(cfg: DictConfig) -> Path | None:
+def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Path | None:
     """Train, test and record one run.
 
     Args:
         cfg: the configuration, checked and complete.
+        overrides: what was typed to change it, for the record.
 
     Returns:
         The run folder; None in a process that is not the first of a distributed run.
@@ -47,7 +48,7 @@ def train(cfg: DictConfig) -> Path | None:
     """
     folder = RunFolder.create(cfg.paths.runs, cfg.name)
     with _recording(folder, new=True):
-        folder.start(OmegaConf.to_yaml(cfg), command.task_overrides(), cfg.seed, cfg.threads)
+        folder.start(OmegaConf.to_yaml(cfg), overrides, cfg.seed, cfg.threads)
         _run(cfg, folder)
     return folder.path if is_rank_zero() else None
 

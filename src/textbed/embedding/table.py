@@ -147,8 +147,8 @@ class Table(FrontEnd):
         """The sum, mean or maximum of each document's rows, (B, D), without making (N, D)."""
         table = self.table
         if table.weight.requires_grad and (table.scale_grad_by_freq or (table.sparse and mode == "max")):
-            # embedding_bag has no sparse maximum, and up to torch 2.13 its scale_grad_by_freq is wrong on the CPU
-            # (pytorch#190063: it divides the gradient of one token by the count of another) and left out on MPS.
+            # embedding_bag has no sparse maximum. In torch 2.13 its scale_grad_by_freq is wrong on the CPU,
+            # dividing one token's gradient by the count of another (pytorch#190063), and left out on MPS.
             return super().pool(batch, mode)
         padding_idx = self.padding_idx
         if batch.ids.is_cpu:

@@ -31,15 +31,15 @@ class Pooling(Head):
     def __init__(self, dim: int, modes: Sequence[str]) -> None:
         super().__init__()
         choices = get_args(Reduction)
+        if not modes or isinstance(modes, str):
+            raise UserError(
+                f"head.modes is {modes!r}; expected a list of one or more of {', '.join(choices)}"
+            )
         for mode in modes:
             if mode not in choices:
                 raise UserError(
                     f"head.modes has '{mode}'; expected {', '.join(choices)}.{nearest(mode, choices)}"
                 )
-        if not modes or isinstance(modes, str):
-            raise UserError(
-                f"head.modes is {modes!r}; expected a list of one or more of {', '.join(choices)}"
-            )
         self.modes = [cast(Reduction, mode) for mode in modes]
         self.out_dim = dim * len(self.modes)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -16,6 +17,7 @@ from textbed.batch import TokenBatch
 from textbed.embedding.table import FrontEnd
 from textbed.errors import UserError, nearest
 from textbed.heads.base import Head
+from textbed.heads.scan import scan
 
 Cell = Literal["lstm", "gru"]
 Readout = Literal["last", "mean", "max"]
@@ -66,7 +68,7 @@ class Recurrent(Head):
         self.rnn = kind(
             dim, hidden, layers, bidirectional=bidirectional, dropout=dropout if layers > 1 else 0.0
         )
-        self.readout = readout
+        self.cell, self.hidden, self.readout = cell, hidden, readout
         self.directions = 2 if bidirectional else 1
         self.out_dim = hidden * self.directions
 
@@ -83,12 +85,41 @@ class Recurrent(Head):
 
         slots_N, batch_sizes, documents = pack(batch)
         packed_ids = torch.empty_like(batch.ids).scatter_(0, slots_N, batch.ids)
-        states, last = self.rnn(PackedSequence(embedding(packed_ids), batch_sizes))
+        states_NH = self._states(embedding(packed_ids), batch_sizes)
         if self.readout != "last":
-            return batch.reduce(states.data[slots_N], self.readout)
-        hidden = last[0] if isinstance(last, tuple) else last
-        top = torch.cat(hidden[-self.directions :].unbind(), dim=1)
-        return top.new_zeros(len(batch), self.out_dim).index_copy(0, documents, top)
+            return batch.reduce(states_NH[slots_N], self.readout)
+        last = states_NH[slots_N[batch.offsets[1:][documents] - 1]]
+        if self.directions == 2:
+            # Documents lie in this order at the first step, where the backward direction ends.
+            forward, backward = last[:, : self.hidden], states_NH[: len(documents), self.hidden :]
+            last = torch.cat([forward, backward], dim=1)
+        return last.new_zeros(len(batch), self.out_dim).index_copy(0, documents, last)
+
+    def _states(self, values_ND: Tensor, batch_sizes: Tensor) -> Tensor:
+        """The last layer's states (N, H) at each token, in packed order as the values."""
+        rnn = self.rnn
+        if values_ND.is_cuda or not torch.is_grad_enabled():
+            return rnn(PackedSequence(values_ND, batch_sizes))[0].data
+        return _scan_layers(rnn, self.cell, values_ND, batch_sizes.tolist())
+
+
+@torch.compiler.disable  # the steps would be unrolled, thousands of them
+def _scan_layers(rnn: nn.LSTM | nn.GRU, cell: Cell, values_ND: Tensor, sizes: list[int]) -> Tensor:
+    """What ``rnn`` returns for packed values, with the backward pass of ``scan``."""
+    states = values_ND
+    for layer in range(rnn.num_layers):
+        if layer:
+            states = F.dropout(states, rnn.dropout, rnn.training)
+        directions = []
+        for suffix in ("", "_reverse") if rnn.bidirectional else ("",):
+            weight_in, weight, bias_in, bias = (
+                getattr(rnn, f"{name}_l{layer}{suffix}")
+                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+            inputs = F.linear(states, weight_in, bias_in)
+            directions.append(scan(cell, inputs, weight, bias, sizes, reverse=bool(suffix)))
+        states = torch.cat(directions, dim=1) if len(directions) > 1 else directions[0]
+    return states
 
 
 def pack(batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
