@@ -16,7 +16,7 @@ def main(cfg: DictConfig) -> None:
             checked = config.check(cfg, command.chosen_options())
             from textbed.training import train
 
-            folder = train(checked)
+            folder = train(checked, command.task_overrides())
         else:
             from textbed.training import resume
 
