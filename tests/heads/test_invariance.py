@@ -1,0 +1,161 @@
+"""What every head in configs/head promises: neither padding nor neighbours can be seen, and all trains.
+
+Heads are found by listing the folder, so a new one is held to the same promises by its config file alone.
+Values may differ in the last bits, since a matrix product of another size adds in another order; 1e-5 is
+allowed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from textbed.batch import TokenBatch
+from textbed.embedding.table import FrontEnd, Table
+from textbed.heads.base import Head
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+HEADS = sorted(path.stem for path in (CONFIGS / "head").glob("*.yaml"))
+V, D, PAD = 40, 6, 0
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def make_head(name: str) -> Head:
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose(f"head/{name}").head
+    return hydra.utils.instantiate(config, dim=D)
+
+
+def make_batch(documents: list[list[int]]) -> TokenBatch:
+    offsets = torch.tensor([0, *map(len, documents)]).cumsum(0).int()
+    return TokenBatch(
+        torch.tensor([token for document in documents for token in document], dtype=torch.int32), offsets
+    )
+
+
+def make_documents(lengths: list[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    return [torch.randint(1, V, (length,), generator=generator).tolist() for length in lengths]
+
+
+class Model:
+    """A front end and a head with weights of their own, in evaluation."""
+
+    def __init__(self, name: str, front_end: type[FrontEnd] = Table) -> None:
+        torch.manual_seed(0)
+        self.embedding = front_end(V, D, padding_idx=PAD, scale=1.0)  # type: ignore[call-arg]
+        self.head = make_head(name).eval()
+
+    def __call__(self, documents: list[list[int]]) -> Tensor:
+        with torch.no_grad():
+            return self.head(make_batch(documents), self.embedding)
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def model(request) -> Model:
+    return Model(request.param)
+
+
+def test_there_are_heads():
+    assert {"mean", "max", "mean_max", "lstm", "gru", "bilstm", "bigru"} <= set(HEADS)
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    lengths=st.lists(st.sampled_from([0, 1, 2, 3, 7, 40]), min_size=1, max_size=9),
+    size=st.integers(1, 4),
+    shuffle=st.randoms(use_true_random=False),
+)
+def test_a_document_gets_the_same_in_any_company(model, lengths, size, shuffle):
+    documents = make_documents(lengths)
+    together = model(documents)
+    assert together.shape == (len(documents), model.head.out_dim)
+    alone = torch.cat([model([document]) for document in documents])
+    torch.testing.assert_close(together, alone, **CLOSE)
+    order = list(range(len(documents)))
+    shuffle.shuffle(order)
+    torch.testing.assert_close(model([documents[i] for i in order]), together[order], **CLOSE)
+    parts = [model(documents[start : start + size]) for start in range(0, len(documents), size)]
+    torch.testing.assert_close(torch.cat(parts), together, **CLOSE)
+
+
+def test_padding_is_not_seen(model):
+    """Padding ids that come along, at the end, in front or within, change nothing."""
+    documents = make_documents([3, 0, 1, 6])
+    plain = model(documents)
+    ids_BL, _ = make_batch(documents).padded(PAD)
+    torch.testing.assert_close(model(ids_BL.tolist()), plain, **CLOSE)
+    within = [[PAD, *document[:1], PAD, PAD, *document[1:], PAD] for document in documents]
+    torch.testing.assert_close(model(within), plain, **CLOSE)
+
+
+def test_very_unequal_lengths(model):
+    documents = make_documents([1, 1000, 0, 2])
+    together = model(documents)
+    torch.testing.assert_close(together[0], model(documents[:1])[0], **CLOSE)
+    torch.testing.assert_close(together[1], model(documents[1:2])[0], **CLOSE)
+    assert not together[2].any()
+
+
+def test_empty_documents_give_zeros(model):
+    assert not model([[], [], []]).any()
+    assert model([[], [], []]).shape == (3, model.head.out_dim)
+    assert not model([[PAD, PAD], [3]])[0].any()
+    assert model([[PAD, PAD], [3]])[1].any()
+
+
+def test_order_of_tokens(model):
+    """Pooling forgets it, the others must not."""
+    ahead, back = model([[1, 2, 3, 4], [4, 3, 2, 1]])
+    assert torch.allclose(ahead, back, atol=1e-6) == (type(model.head).__name__ == "Pooling")
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("trainable", [True, False])
+def test_gradients_reach_every_parameter_and_no_frozen_table(name, trainable):
+    torch.manual_seed(0)
+    head = make_head(name)
+    embedding = Table(V, D, vectors=torch.randn(V, D), trainable=trainable, padding_idx=PAD)
+    batch = make_batch(make_documents([5, 0, 1, 9]))
+    nn.functional.cross_entropy(
+        nn.Linear(head.out_dim, 2)(head(batch, embedding)), torch.tensor([0, 1, 0, 1])
+    ).backward()
+    for key, parameter in head.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.any(), key
+    weight = embedding.table.weight
+    if trainable:
+        used = torch.zeros(V, dtype=torch.bool)
+        used[batch.ids.long()] = True
+        assert weight.grad.any()
+        assert not weight.grad[~used].any()
+    else:
+        assert weight.grad is None
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_batch_of_empty_documents_still_touches_every_parameter(name):
+    """DDP waits for a gradient of each parameter in each step, whatever a rank's documents are."""
+    head, embedding = make_head(name), Table(V, D, padding_idx=PAD)
+    head(make_batch([[], []]), embedding).sum().backward()
+    for parameter in [*head.parameters(), *embedding.parameters()]:
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_front_end_with_nothing_but_forward_is_enough(name):
+    """Heads ask for ``forward`` and ``pool`` alone, and the base class makes ``pool`` from ``forward``."""
+
+    class Plain(Table):
+        pool = FrontEnd.pool
+
+    documents = make_documents([3, 0, 1, 8])
+    torch.testing.assert_close(Model(name, Plain)(documents), Model(name)(documents), **CLOSE)
