@@ -361,7 +361,7 @@ def _where_to_go_on(trainer: pl.Trainer) -> str:
         return "No epoch had ended before, so there is no checkpoint to go on from."
     return (
         f"The last good checkpoint is kept, {kept}; go on from it with: python train.py "
-        f"resume={Path(kept).parent.parent} optimizer.lr=..."
+        f"resume={Path(kept).parent.parent} trainer.gradient_clip_val=1"
     )
 
 
