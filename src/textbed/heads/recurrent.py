@@ -72,6 +72,7 @@ class Recurrent(Head):
         self.directions = 2 if bidirectional else 1
         self.out_dim = hidden * self.directions
 
+    @torch.compiler.disable  # packing needs sizes on the CPU, and thousands of steps would be unrolled
     def forward(self, batch: TokenBatch, embedding: FrontEnd) -> Tensor:
         """(B, H): the readout of each document's states."""
         batch = batch.without(embedding.padding_idx)
@@ -103,7 +104,6 @@ class Recurrent(Head):
         return _scan_layers(rnn, self.cell, values_ND, batch_sizes.tolist())
 
 
-@torch.compiler.disable  # the steps would be unrolled, thousands of them
 def _scan_layers(rnn: nn.LSTM | nn.GRU, cell: Cell, values_ND: Tensor, sizes: list[int]) -> Tensor:
     """What ``rnn`` returns for packed values, with the backward pass of ``scan``."""
     states = values_ND
