@@ -259,11 +259,12 @@ class SeedSteps(Callback):
 
 
 class NonFiniteLoss(UserError):
-    """The training loss became NaN or infinite.
+    """The training loss, or a weight, became NaN or infinite.
 
     Attributes:
         epoch, batch_idx: where, both from 0.
-        rows: rows of the batch's documents in the training split; empty where the batch does not carry them.
+        rows: rows of the batch's documents in the training split; empty where the batch does not carry them,
+            or it was a weight.
     """
 
     def __init__(self, message: str, epoch: int, batch_idx: int, rows: list[int]) -> None:
@@ -273,6 +274,7 @@ class NonFiniteLoss(UserError):
 
 class StopOnNaN(Callback):
     """Stops the run when the training loss is NaN or infinite, before any checkpoint is written with it.
+    A checkpoint's weights are looked at too, which reads them once.
 
     On the CPU every step is looked at; that costs a microsecond. Elsewhere that would make the CPU wait for
     the device at each step; there the losses since the last look are looked at every ``log_every_n_steps``
@@ -320,6 +322,17 @@ class StopOnNaN(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._look(trainer)  # comes before anything is written
+        # The step after a finite loss may have gone too far, and the next loss would show it too late.
+        bad = not all(bool(weight.isfinite().all()) for weight in pl_module.parameters())
+        if trainer.strategy.reduce_boolean_decision(bad, all=False):
+            epoch = trainer.current_epoch
+            raise NonFiniteLoss(
+                f"the weights became NaN or infinite in epoch {epoch + 1}, after a finite loss: a smaller "
+                f"optimizer.lr or trainer.gradient_clip_val=1 may help. {_where_to_go_on(trainer)}",
+                epoch,
+                trainer.fit_loop.batch_idx,
+                [],
+            )
 
     def _look(self, trainer: pl.Trainer) -> None:
         if not self._window:
