@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 
 from textbed import command, config
@@ -116,6 +117,9 @@ def _quieten() -> None:
     # Lightning's own, about itself: nothing that a user of this template could change.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Both harmless: the mean loss of every epoch is logged all the same, and no validation split is a choice.
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
 
 
 def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, resumed: bool = False) -> None:
@@ -124,11 +128,18 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     callbacks = make_callbacks(cfg.callbacks, folder)
+    # Not before the trainer has set everything up: what is wrong until then leaves no folder behind.
+    callbacks.append(LambdaCallback(on_train_start=lambda *_: folder.update(phase="fit")))
     timing = next((callback for callback in callbacks if isinstance(callback, Timing)), None) or Timing()
 
     with timing.phase("data"):
         data = TextDataModule(cfg.data, cfg.tokenizer, Path(cfg.paths.cache), cfg.seed)
         data.setup()
+        if cfg.test and "test" not in data.sets:
+            raise UserError(
+                "test=true: there is no test split, and data.test=0 sets none aside; give test=false, or a "
+                "share such as data.test=0.2."
+            )
         _keep_tokenizer(folder, data, resumed)
 
     with timing.phase("model"):
@@ -145,7 +156,6 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
     if is_rank_zero():
         show_overview(_overview(cfg, data, model, trainer, coverage, checkpoint))
 
-    folder.update(phase="fit")
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         best = _best(trainer)

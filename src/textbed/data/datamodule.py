@@ -66,6 +66,8 @@ class TextDataModule(pl.LightningDataModule):
         notes = []
         if self.data.folds is not None:
             notes.append(f"fold {self.data.fold} of {self.data.folds} (counted from 0) is the test split")
+        elif "test" not in self.sets:
+            notes.append("no test split: the source has none, and none was set aside")
         elif "test" not in self.corpus.splits:
             notes.append(f"the source has no test split: {self.data.test:.0%} of it was set aside as one")
         if "validation" in self.sets and self.splits["validation"].split != "validation":
