@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from running import Runs, documents, write_csv
 
 import textbed.schema  # noqa: F401  the schema must be registered before anything is composed
 
@@ -23,3 +24,26 @@ def composed() -> Callable[..., DictConfig]:
             return compose("train", list(overrides))
 
     return build
+
+
+@pytest.fixture
+def runs(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Runs in the test's own folder, without pictures: two take as long as all the rest of a small run."""
+    from textbed.runs import pictures
+
+    for name in ("draw_learning_curves", "draw_confusion"):
+        monkeypatch.setattr(pictures, name, lambda *args, **kwargs: None)
+    return Runs(tmp_path)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No mirror, logger or key of the person who runs the tests."""
+    for name in ("TEXTBED_MIRROR", "TEXTBED_CACHE", "WANDB_MODE", "WANDB_API_KEY", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def topics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV file of 150 documents in three classes."""
+    return write_csv(tmp_path_factory.mktemp("topics") / "topics.csv", documents(150))

@@ -1,0 +1,190 @@
+"""Runs for the tests: made from the files in ``configs`` as ``train.py`` makes them, but inside the test
+process, since importing torch takes seconds; with documents to run on, and what to look at afterwards."""
+
+from __future__ import annotations
+
+import csv
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+import textbed.schema  # noqa: F401  the schema must be registered before anything is composed
+from textbed import command, config
+from textbed.runs.folder import RunFolder
+
+ROOT = Path(__file__).parent.parent
+
+
+class Runs:
+    """Makes runs in a folder of its own: ``runs("head=gru")`` is ``python train.py head=gru``.
+
+    Everything is written below ``folder``; there is no logger but the record, and the device is the CPU.
+    Overrides that are given come after these.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.usual = [
+            f"paths.runs='{folder}/runs'",
+            f"paths.cache='{folder}/cache'",
+            "logger=none",
+            "trainer=cpu",
+        ]
+
+    def config(self, *overrides: str) -> DictConfig:
+        """The configuration as train.py hands it to the recipe: composed and checked."""
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            cfg = compose("train", [*self.usual, *overrides], return_hydra_config=True)
+        chosen: Any = OmegaConf.to_container(cfg.hydra.runtime.choices)
+        OmegaConf.set_struct(cfg, False)
+        del cfg["hydra"]
+        return config.check(cfg, chosen)
+
+    def __call__(self, *overrides: str) -> RunFolder:
+        """Train, and return the folder."""
+        from textbed.training import train
+
+        path = train(self.config(*overrides), [*self.usual, *overrides])
+        assert path is not None
+        return RunFolder.open(path)
+
+    def resume(self, folder: RunFolder, *overrides: str) -> RunFolder:
+        """Go on with a run, as ``python train.py resume=FOLDER ...`` does."""
+        from textbed.training import resume
+
+        path = resume(str(folder), overrides)
+        assert path == folder.path
+        return folder
+
+    def mistake(self, *overrides: str) -> str:
+        """The line that train.py prints for a run that cannot be made."""
+        with pytest.raises(Exception) as caught:  # noqa: PT011  its class does not matter, the line does
+            self(*overrides)
+        line = command.explain(caught.value, ROOT / "configs")
+        assert line is not None, caught.value
+        assert "\n" not in line
+        return line
+
+    def made(self) -> list[RunFolder]:
+        """The runs in the folder, in the order of their names."""
+        return [RunFolder(path.parent) for path in sorted(self.folder.glob("runs/*/*/run.json"))]
+
+
+TOPICS = {
+    "birds": ["wing", "feather", "nest", "owl", "swallow", "beak", "egg", "heron"],
+    "boats": ["sail", "mast", "rope", "harbour", "anchor", "deck", "oar", "keel"],
+    "bread": ["flour", "yeast", "oven", "crust", "dough", "loaf", "rye", "crumb"],
+}
+PLAIN = [
+    "the",
+    "a",
+    "of",
+    "and",
+    "it",
+    "was",
+    "with",
+    "in",
+    "for",
+    "to",
+    "on",
+    "as",
+    "so",
+    "by",
+    "at",
+    "then",
+]
+
+
+def documents(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Texts of 2 to 24 words with their topic, equally many of each; hard enough that some are got wrong."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        topic = list(TOPICS)[number % 3]
+        told = draw.choices(PLAIN, k=draw.randint(2, 20))
+        # every fourth document speaks of another topic than its own as much
+        told += draw.choices(TOPICS[topic], k=draw.randint(0, 2))
+        if draw.random() < 0.25:
+            told += draw.choices(TOPICS[draw.choice(list(TOPICS))], k=2)
+        draw.shuffle(told)
+        rows.append((" ".join(told), topic))
+    return rows
+
+
+def write_csv(path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("text", "label")) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def on(path: Path, *more: str) -> list[str]:
+    """Overrides for a short run on a CSV file, in which something is learnt."""
+    usual = ["embedding.dim=8", "tokenizer.min_count=1", "optimizer.lr=0.1", "classifier.dropout=0.2"]
+    return [
+        "data=csv", f"data.path='{path}'", "data.batch_size=16", "trainer.max_epochs=2",
+        "trainer.log_every_n_steps=2", *usual, *more,
+    ]  # fmt: skip
+
+
+def figures(folder: RunFolder, costs: bool = False) -> dict[str, Any]:
+    """The final figures; without ``costs`` only those that repeat to the last bit."""
+    return {
+        name: value
+        for name, value in folder.read_metrics().items()
+        if costs or not name.startswith(("seconds/", "speed/", "memory/"))
+    }
+
+
+def record(folder: RunFolder) -> list[dict[str, Any]]:
+    """The lines of the record without their time."""
+    from textbed.runs.record import read_metrics
+
+    return [
+        {key: value for key, value in line.items() if key != "time"} for line in read_metrics(folder.path)
+    ]
+
+
+def predictions(folder: RunFolder) -> dict[str, list[Any]]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(folder.predictions / "test.parquet").to_pydict()
+
+
+def weights(folder: RunFolder, which: str = "last") -> dict[str, Any]:
+    """The weights in a checkpoint, read without unpickling."""
+    import torch
+
+    return torch.load(folder.checkpoints / f"{which}.ckpt", weights_only=True)["state_dict"]
+
+
+def assert_same_run(one: RunFolder, other: RunFolder) -> None:
+    """Both ended alike to the last bit: weights, figures, record and predictions."""
+    import torch
+
+    for which in ("best", "last"):
+        mine, theirs = weights(one, which), weights(other, which)
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            assert torch.equal(mine[name], theirs[name]), f"{which}.ckpt: {name}"
+    assert figures(one) == figures(other)
+    assert record(one) == record(other)
+    assert predictions(one) == predictions(other)
+
+
+def accuracy(labels: list[int], predicted: list[int]) -> float:
+    return sum(map(int.__eq__, labels, predicted)) / len(labels)
+
+
+def f1_macro(labels: list[int], predicted: list[int], classes: int) -> float:
+    """The plain mean of the F1 of each class, by counting."""
+    scores = []
+    for each in range(classes):
+        hits = sum(a == b == each for a, b in zip(labels, predicted, strict=True))
+        both = labels.count(each) + predicted.count(each)
+        scores.append(2 * hits / both if both else 0.0)
+    return math.fsum(scores) / classes
