@@ -256,7 +256,7 @@ def _overview(
 ) -> Overview:
     splits = {}
     for name, rows in data.splits.items():
-        columns = [column.statistics(rows.rows) for column in data.sets[name].columns]
+        columns = [column.statistics(rows.rows) for column in data.encoded[rows.split]]
         splits[name] = SplitSummary(
             documents=len(rows.rows),
             tokens=sum(column.tokens for column in columns),

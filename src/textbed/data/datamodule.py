@@ -23,8 +23,8 @@ class TextDataModule(pl.LightningDataModule):
         cache: folder for encoded columns; shared by runs, safe for several processes.
         seed: decides the order of the training documents; independent of the seeds that decide the splits.
 
-    ``setup`` may be called often and does its work once. After it, ``corpus``, ``splits``, ``tokenizer`` and
-    ``sets`` are there. Raises :class:`~textbed.errors.UserError` for data that cannot be read as asked.
+    ``setup`` may be called often and does its work once. After it, ``corpus``, ``splits``,
+    ``tokenizer``, ``encoded`` (columns by source split) and ``sets`` (by split) are there. Raises :class:`~textbed.errors.UserError` for data that cannot be read as asked.
     """
 
     def __init__(self, data: Any, tokenizer: Any, cache: Path, seed: int = 0) -> None:
@@ -43,7 +43,7 @@ class TextDataModule(pl.LightningDataModule):
         self.splits = splits.make_splits(self.corpus, self.data)
         train = self.splits["train"]
         used = {rows.split for rows in self.splits.values()}
-        self.tokenizer, encoded = encoding.encode(
+        self.tokenizer, self.encoded = encoding.encode(
             self.tokenizer_settings,
             {name: split for name, split in self.corpus.splits.items() if name in used},
             self.corpus.columns,
@@ -52,7 +52,7 @@ class TextDataModule(pl.LightningDataModule):
         )
         self.sets = {
             name: TokenDataset(
-                encoded[rows.split],
+                self.encoded[rows.split],
                 self.corpus.splits[rows.split].labels[rows.rows],
                 rows.rows,
                 self.corpus.multilabel,
@@ -83,12 +83,14 @@ class TextDataModule(pl.LightningDataModule):
     @property
     def train_labels(self) -> np.ndarray:
         """Labels of the training documents: (B,) int64, or (B, C) for multi-label."""
-        return self.sets["train"].labels
+        labels = self.sets["train"].labels
+        assert labels is not None
+        return labels
 
     def train_dataloader(self) -> DataLoader:
         sampler = {"shuffled": ShuffledBatches, "bucketed": BucketedBatches}[self.data.batching]
         # Lightning's overfit_batches means the same few batches in every epoch.
-        same = bool(self.trainer and self.trainer.overfit_batches)
+        same = bool(getattr(self.trainer, "overfit_batches", 0))
         return self._loader(
             "train", sampler, batch_size=self.data.batch_size, seed=self.seed, reshuffle=not same
         )

@@ -138,8 +138,8 @@ def show_result(
     if 0 < len(per_class) <= _MAX_CLASSES:
         classes = _table("Test, by class", "class", "precision", "recall", "f1", "documents")
         for row in per_class:
-            shown = (number(row[name]) for name in ("precision", "recall", "f1"))
-            classes.add_row(escape(str(row["class"])), *shown, f"{row['support']:,}")
+            values = (number(row[name]) for name in ("precision", "recall", "f1"))
+            classes.add_row(escape(str(row["class"])), *values, f"{row['support']:,}")
         out.print(classes)
     stages = [stage for stage in ("test", "val") if any(key.startswith(f"{stage}/") for key in figures)]
     titles = {"test": "test", "val": "best validation"}
