@@ -140,7 +140,7 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
                 "test=true: there is no test split, and data.test=0 sets none aside; give test=false, or a "
                 "share such as data.test=0.2."
             )
-        _keep_tokenizer(folder, data, resumed)
+        _keep_data(folder, data, resumed)
 
     with timing.phase("model"):
         model, coverage = build_model(cfg, data)
@@ -183,15 +183,20 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
 # The parts, in the order of the recipe
 
 
-def _keep_tokenizer(folder: RunFolder, data: TextDataModule, resumed: bool) -> None:
-    """Write the tokenizer down; for a resumed run make sure that it is still the same."""
+def _keep_data(folder: RunFolder, data: TextDataModule, resumed: bool) -> None:
+    """Write down the tokenizer and what the data was; for a resumed run make sure that both are the same."""
     if resumed and (folder.tokenizer / "tokenizer.json").exists():
-        if load_tokenizer(folder.tokenizer).tokens != data.tokenizer.tokens:
-            raise UserError(
-                f"{folder.path}: the vocabulary of the training split is not the one the run began with: the "
-                "data has changed since. Restore it, or start a new run."
-            )
+        for same, what in (
+            (folder.info().get("data") == data.fingerprint, "the documents, labels or splits are"),
+            (load_tokenizer(folder.tokenizer).tokens == data.tokenizer.tokens, "the vocabulary is"),
+        ):
+            if not same:
+                raise UserError(
+                    f"{folder.path}: {what} not what the run began with: the data has changed since. Restore it, "
+                    "or start a new run."
+                )
     elif is_rank_zero():
+        folder.update(data=data.fingerprint)
         data.tokenizer.save(folder.tokenizer)
 
 

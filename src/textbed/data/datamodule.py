@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from textbed.data import encoding, sources, splits
 from textbed.data.loading import BucketedBatches, OrderedBatches, ShuffledBatches, TokenDataset, make_loader
+from textbed.data.records import hash_of
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -24,7 +25,8 @@ class TextDataModule(pl.LightningDataModule):
         seed: decides the order of the training documents; independent of the seeds that decide the splits.
 
     ``setup`` may be called often and does its work once. After it, ``corpus``, ``splits``,
-    ``tokenizer``, ``encoded`` (columns by source split) and ``sets`` (by split) are there. Raises :class:`~textbed.errors.UserError` for data that cannot be read as asked.
+    ``tokenizer``, ``encoded`` (columns by source split) and ``sets`` (by split) are there. Raises
+    :class:`~textbed.errors.UserError` for data that cannot be read as asked.
     """
 
     def __init__(self, data: Any, tokenizer: Any, cache: Path, seed: int = 0) -> None:
@@ -75,6 +77,16 @@ class TextDataModule(pl.LightningDataModule):
         if "validation" not in self.sets:
             notes.append("no validation split: the last epoch is tested, not the best")
         return notes
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that changes whenever a document, its label or its split does; the same on every machine."""
+        parts = [
+            [self.corpus.splits[part.split].fingerprint, part.rows.tobytes().hex(), labels.tobytes().hex()]
+            for part in self.splits.values()
+            for labels in (self.corpus.splits[part.split].labels[part.rows],)
+        ]
+        return hash_of(list(self.splits), self.corpus.classes, parts)
 
     @property
     def num_classes(self) -> int:
