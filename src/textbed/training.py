@@ -192,8 +192,8 @@ def _keep_data(folder: RunFolder, data: TextDataModule, resumed: bool) -> None:
         ):
             if not same:
                 raise UserError(
-                    f"{folder.path}: {what} not what the run began with: the data has changed since. Restore it, "
-                    "or start a new run."
+                    f"{folder.path}: {what} not what the run began with: the data has changed since. "
+                    "Restore it, or start a new run."
                 )
     elif is_rank_zero():
         folder.update(data=data.fingerprint)

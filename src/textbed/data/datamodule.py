@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from textbed.data import encoding, sources, splits
 from textbed.data.loading import BucketedBatches, OrderedBatches, ShuffledBatches, TokenDataset, make_loader
-from textbed.data.records import hash_of
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -81,12 +81,14 @@ class TextDataModule(pl.LightningDataModule):
     @property
     def fingerprint(self) -> str:
         """A hash that changes whenever a document, its label or its split does; the same on every machine."""
-        parts = [
-            [self.corpus.splits[part.split].fingerprint, part.rows.tobytes().hex(), labels.tobytes().hex()]
-            for part in self.splits.values()
-            for labels in (self.corpus.splits[part.split].labels[part.rows],)
-        ]
-        return hash_of(list(self.splits), self.corpus.classes, parts)
+        digest = hashlib.blake2b(digest_size=16)
+        for name, part in self.splits.items():
+            source = self.corpus.splits[part.split]
+            for content in (name, source.fingerprint, *self.corpus.classes):
+                digest.update(content.encode() + b"\0")
+            digest.update(part.rows.astype("<i8").tobytes())
+            digest.update(source.labels[part.rows].astype("<i8").tobytes())
+        return digest.hexdigest()
 
     @property
     def num_classes(self) -> int:
