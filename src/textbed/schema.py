@@ -180,7 +180,7 @@ class DataConfig:
     """Documents per training step and device."""
     batch_tokens: int | None = key(None, minimum=1)
     """Tokens per training step and device, instead of a number of documents."""
-    eval_batch_size: int = key(1024, minimum=1)
+    eval_batch_size: int = key(256, minimum=1)
     """Documents per step and device in validation and test; has no bearing on the figures."""
     batching: str = key("shuffled", choices=("shuffled", "bucketed"))
     """Whether a batch is any documents, or documents of like length, which wastes less on padding."""
