@@ -274,6 +274,8 @@ def test_multilabel_matrices_are_uint8(put, read):
         ),
         (['{"text": 5, "label": 1}'], ["data.text", "none of 'text', 'label' is plainly the text"]),
         ([""], ["the file is empty"]),
+        (['[{"text": "a", "label": 1}, 3]'], ["value 2 of the array is a number; expected objects"]),
+        (['[{"text": "a"}, '], ["not readable as a JSON array"]),
     ],
 )
 def test_json_that_cannot_be_right_is_refused(put, read, lines, parts):
@@ -306,7 +308,43 @@ def test_a_class_that_train_lacks_is_named_with_its_split(put, read, tmp_path):
     refused(lambda: read("parquet", str(tmp_path / "p")), "class 'odd' occurs in 1 row of test")
 
 
+def test_class_names_in_another_order_are_refused(tmp_path, read):
+    # The numbers would be read by train's names: every label of test the other way round.
+    write_parquet(tmp_path / "train.parquet", {"text": ["a", "b"], "label": [0, 1]}, ["neg", "pos"])
+    test = tmp_path / "test.parquet"
+    write_parquet(test, {"text": ["a", "b"], "label": [0, 1]}, ["pos", "neg"])
+    refused(
+        lambda: read("parquet", str(tmp_path)),
+        "differ between train and test: class 0 is 'neg' in train and 'pos' in test",
+    )
+    write_parquet(test, {"text": ["a"], "label": [1]}, ["neg", "pos"])
+    assert read("parquet", str(tmp_path)).splits["test"].labels.tolist() == [1]
+    write_parquet(test, {"text": ["a"], "label": [1]})  # numbers without names are taken for train's
+    assert read("parquet", str(tmp_path)).splits["test"].labels.tolist() == [1]
+
+
+def test_lists_without_a_class_in_train_and_labels_past_all_integers_are_refused(tmp_path, read):
+    lists = pa.list_(pa.string())
+    write_parquet(tmp_path / "train.parquet", {"text": ["a", "b"], "label": pa.array([[], []], lists)})
+    write_parquet(tmp_path / "test.parquet", {"text": ["a", "b"], "label": pa.array([["x"], []], lists)})
+    refused(lambda: read("parquet", str(tmp_path)), "class 'x' occurs in 1 row of test", "never in train")
+    path = write_parquet(
+        tmp_path / "u.parquet", {"text": ["a", "b"], "label": pa.array([2**63, 1], pa.uint64())}
+    )
+    refused(lambda: read("parquet", path), "'label' holds numbers of more than 63 bits")
+
+
 # Parquet, folders of text
+
+
+def test_parquet_files_of_one_split_may_differ_in_width_but_not_in_kind(tmp_path, read):
+    first, second = tmp_path / "train-1.parquet", tmp_path / "train-2.parquet"
+    write_parquet(first, {"text": ["a", "b"], "label": pa.array([7, 8], pa.int32())})
+    write_parquet(second, {"text": pa.array(["c"], pa.large_string()), "label": pa.array([8], pa.int64())})
+    train = read("parquet", str(tmp_path)).splits["train"]
+    assert (texts(train), train.labels.tolist()) == (["a", "b", "c"], [0, 1, 1])
+    write_parquet(second, {"text": ["c"], "label": ["8"]})
+    refused(lambda: read("parquet", str(tmp_path)), "column 'label' differs in type between the files")
 
 
 def test_parquet_is_streamed_in_batches_of_at_most_the_size_asked_for(tmp_path, read):
@@ -375,6 +413,18 @@ def test_a_second_look_does_not_parse_and_a_changed_file_does(put, read, monkeyp
     changed = read("csv", path).splits["train"]
     assert texts(changed) == ["a", "c"]
     assert changed.fingerprint != first.fingerprint
+    # Nor is a copy missed that keeps the old file's time, as rsync and tar make it.
+    for text in ("d", "e"):
+        put("a.csv", f"text,label\na,1\n{text},2\n")
+        os.utime(path, (1e9, 1e9))
+        assert texts(read("csv", path).splits["train"]) == ["a", text]
+
+
+def test_a_folder_of_texts_is_read_again_when_a_file_has_changed(put, read, tmp_path):
+    for text in ("old", "new"):
+        for name in ("neg", "pos"):
+            os.utime(put(f"t/{name}/1.txt", f"{text} {name}"), (1e9, 1e9))
+        assert texts(read("text", str(tmp_path / "t")).splits["train"]) == [f"{text} neg", f"{text} pos"]
 
 
 def test_fingerprints_follow_content_and_settings_and_not_the_place(put, read, tmp_path):

@@ -6,6 +6,7 @@ A list means that a document may have several classes, or none.
 from __future__ import annotations
 
 import json
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -49,15 +50,16 @@ def _plain(array: pa.ChunkedArray, column: str) -> pa.ChunkedArray:
         return _plain(array.cast(kind.value_type), column)
     if pa.types.is_boolean(kind):
         return pc.if_else(array, "true", "false").cast(pa.large_string())
-    if pa.types.is_integer(kind):
-        return array.cast(pa.int64())
-    if pa.types.is_floating(kind):
-        try:
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        if pa.types.is_floating(kind):
             # A column of integers with gaps becomes floating in many tools; a gap is a missing label.
-            return pc.if_else(pc.is_nan(array), pa.scalar(None, kind), array).cast(pa.int64())
+            array = pc.if_else(pc.is_nan(array), pa.scalar(None, kind), array)
+        try:
+            return array.cast(pa.int64())
         except pa.ArrowInvalid:
+            what = "fractions" if pa.types.is_floating(kind) else "numbers of more than 63 bits"
             raise UserError(
-                f"data.label: column '{column}' holds fractions, not classes; name another column"
+                f"data.label: column '{column}' holds {what}, not classes; name another column"
             ) from None
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         array = array.cast(pa.large_string())
@@ -86,7 +88,8 @@ def encode_labels(records: dict[str, Records], column: str) -> tuple[dict[str, n
         of the C classes; whether labels are lists.
 
     Raises:
-        UserError: missing labels, an unlabelled split, a class that train lacks, fewer than two classes.
+        UserError: missing labels, an unlabelled split, other class names than train's, a class that train
+            lacks, fewer than two classes.
     """
     kind = records["train"].schema.field(column).type
     names = class_names(records["train"].schema, column)
@@ -94,6 +97,7 @@ def encode_labels(records: dict[str, Records], column: str) -> tuple[dict[str, n
     flat: dict[str, pa.Array] = {}
     lengths: dict[str, np.ndarray] = {}
     for split, rows in records.items():
+        _check_names(class_names(rows.schema, column), names, column, split)
         array = rows.column(column)
         if _is_list(array.type) != multilabel:
             raise UserError(f"data.label: column '{column}' is {array.type} in {split} but {kind} in train")
@@ -124,7 +128,7 @@ def encode_labels(records: dict[str, Records], column: str) -> tuple[dict[str, n
         }
     present = np.bincount(ids["train"], minlength=len(names)) > 0
     for split, array in ids.items():
-        known = (array >= 0) & present[array]
+        known = (array >= 0) & np.append(present, False)[array]  # -1 finds the one appended
         if not known.all():
             _refuse_unknown(flat[split], ~known, ids[split], names, column, split)
     if present.sum() < 2:
@@ -138,6 +142,19 @@ def encode_labels(records: dict[str, Records], column: str) -> tuple[dict[str, n
         {split: _matrix(ids[split], lengths[split], len(names), column, split) for split in ids},
         names,
         True,
+    )
+
+
+def _check_names(theirs: list[str] | None, names: list[str] | None, column: str, split: str) -> None:
+    """Refuse a split whose numbers stand for other names than train's: its labels would be read wrongly."""
+    if theirs is None or names is None or theirs == names:
+        return
+    place, (own, other) = next(
+        (place, pair) for place, pair in enumerate(zip_longest(theirs, names)) if pair[0] != pair[1]
+    )
+    raise UserError(
+        f"data.label: the class names of '{column}' differ between train and {split}: class {place} is "
+        f"'{other}' in train and '{own}' in {split}; write both with the same ClassLabel, or as strings"
     )
 
 

@@ -29,7 +29,14 @@ import pyarrow.csv
 import pyarrow.json
 
 from textbed.data.files import SPLIT_NAMES, missing, split_of
-from textbed.data.records import TableRecords, content_hash, hash_of, message_of, written_atomically
+from textbed.data.records import (
+    TableRecords,
+    content_hash,
+    hash_of,
+    message_of,
+    status_of,
+    written_atomically,
+)
 from textbed.errors import UserError, nearest
 
 # A CSV row must lie in two neighbouring blocks at most. 16 MiB hold any sane document; what does not fit is
@@ -238,21 +245,23 @@ def _parse_csv(path: Path, out: Path, format: CsvFormat, block_bytes: int = BLOC
                 "data.header=false"
             )
         suspicious = False
-        schema = pa.schema([(name, pa.string()) for name in names])
+        written = [f"c{index}" for index in range(len(names))] if format.header is False else names
+        schema = pa.schema([(name, pa.string()) for name in written])
         with pa.OSFile(str(out), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for batch in reader(dict.fromkeys(names, pa.string())):
                 if format.quote and not suspicious:
                     suspicious = any(
                         pc.any(pc.match_substring(column, "\n")).as_py() for column in batch.columns
                     )
-                writer.write_batch(batch)
+                writer.write_batch(pa.record_batch(batch.columns, schema=schema))
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
         if "straddling" in str(error) and block_bytes == BLOCK_BYTES:
             if trouble := _examine_csv(path, format, strict=True):
                 raise trouble from None
-            return _parse_csv(path, out, format, block_bytes=min(2**31 - 1, 1 << 30))
+            _parse_csv(path, out, format, block_bytes=1 << 30)
+            return
         trouble = undecodable(path, format.encoding)
         if trouble is None and "Empty CSV" in str(error):
             trouble = UserError(f"{path}: the file is empty")
@@ -271,9 +280,6 @@ def _parse_csv(path: Path, out: Path, format: CsvFormat, block_bytes: int = BLOC
         and (trouble := _examine_csv(path, format, strict=True))
     ):
         raise trouble
-    if format.header is False:
-        _rename(out, [f"c{index}" for index in range(len(names))])
-    return None
 
 
 def _odd_quotes(path: Path, format: CsvFormat) -> bool:
@@ -284,14 +290,6 @@ def _odd_quotes(path: Path, format: CsvFormat) -> bool:
         while block := file.read(1 << 20):
             count += block.count(quote)
     return count % 2 == 1
-
-
-def _rename(path: Path, names: list[str]) -> None:
-    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().rename_columns(names)
-    second = path.with_name(path.name + ".named")
-    with pa.OSFile(str(second), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    os.replace(second, path)
 
 
 def read_csv(paths: list[Path], format: CsvFormat, cache: Path) -> TableRecords:
@@ -364,7 +362,13 @@ def _parse_json(path: Path, out: Path) -> None:
             raise UserError(f"{path}: the file is empty")
         if start == b"[":  # one array instead of lines
             with _open_bytes(path) as file:
-                table = pa.Table.from_pylist(json.loads(file.read()))
+                rows = json.loads(file.read())
+            for number, row in enumerate(rows, start=1):
+                if not isinstance(row, dict):
+                    raise UserError(
+                        f"{path}: value {number} of the array is a {JSON_KINDS[type(row)]}; expected objects"
+                    )
+            table = pa.Table.from_pylist(rows)
         else:
             table = read()
             # Arrow takes texts that look like dates for dates, if all of them do.
@@ -372,11 +376,12 @@ def _parse_json(path: Path, out: Path) -> None:
             if dates:
                 table = read(pa.schema([(name, pa.string()) for name in dates]))
             table.validate(full=True)  # finds what is not UTF-8, which Arrow's JSON reader lets through
-    except (pa.ArrowException, ValueError, AttributeError, OSError) as error:
+    except (pa.ArrowException, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
         trouble = None if start == b"[" else _bad_json_line(path)
-        raise trouble or UserError(f"{path}: not readable as JSON lines ({message_of(error)})") from None
+        what = "a JSON array" if start == b"[" else "JSON lines"
+        raise trouble or UserError(f"{path}: not readable as {what} ({message_of(error)})") from None
     with pa.OSFile(str(out), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=1 << 16)
 
@@ -453,9 +458,7 @@ def read_text_folders(
         files = _text_files(folder, split, classes)
         if not files:
             raise UserError(f"data.path: {folder} holds no CLASS/*.txt")
-        listing = [
-            (name, str(file), (s := file.stat()).st_size, s.st_mtime_ns, s.st_ino) for name, file in files
-        ]
+        listing = [(name, str(file), *status_of(file)) for name, file in files]
         # The folder's content hash is remembered by its listing, as a single file's is by its status.
         memo = cache / "hashes" / hash_of("folder", os.path.realpath(folder), listing)
         try:

@@ -50,13 +50,22 @@ def written_atomically(path: Path, key: str = "paths.cache") -> Iterator[Path]:
             temporary.unlink()
 
 
+def status_of(path: Path) -> tuple[int, ...]:
+    """What changes when a file does: size, both times and inode.
+
+    The time of change beside that of modification, because copying tools set the latter back to that of the
+    original, and two versions of a file may have the same size.
+    """
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
 def content_hash(path: Path, cache: Path) -> str:
-    """Hash of a file's bytes, remembered in the cache by real path, size, modification time and inode.
+    """Hash of a file's bytes, remembered in the cache by :func:`status_of` the file.
 
     The first look costs one reading of the file (about 1 GB/s), later ones nothing.
     """
-    status = path.stat()
-    key = [os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino]
+    key = [os.path.realpath(path), *status_of(path)]
     memo = cache / "hashes" / hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
     try:
         return memo.read_text()
@@ -175,7 +184,17 @@ class ParquetRecords(Records):
                 raise UserError(f"{path}: column '{name}' is damaged ({message_of(error)})") from None
 
     def column(self, name: str) -> pa.ChunkedArray:
-        return pa.chunked_array(self.batches(name, 1 << 16), self.schema.field(name).type)
+        tables = [pa.table({name: batch}) for batch in self.batches(name, 1 << 16)]
+        if not tables:
+            return pa.chunked_array([], self.schema.field(name).type)
+        try:
+            # Different tools may have written the files: int32 beside int64, string beside large_string.
+            return pa.concat_tables(tables, promote_options="permissive").column(0)
+        except pa.ArrowException as error:
+            raise UserError(
+                f"{self.paths[0].parent}: column '{name}' differs in type between the files "
+                f"({message_of(error)})"
+            ) from None
 
     def value(self, name: str, row: int) -> Any:
         for path, rows in zip(self.paths, self.row_counts, strict=True):

@@ -22,6 +22,7 @@ from textbed.data import docstrings, files, hub, parsing
 from textbed.data.files import split_of
 from textbed.data.labels import encode_labels
 from textbed.data.records import ParquetRecords, Records, hash_of
+from textbed.data.vocabulary import text_bytes
 from textbed.errors import UserError, nearest
 
 SOURCES = ("docstrings", "csv", "tsv", "json", "parquet", "text", "disk", "hub")
@@ -255,16 +256,9 @@ def _content_fingerprint(split: Split) -> str:
         lengths, content = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
         for batch in split.texts(column):
             lengths.update(pc.binary_length(batch).to_numpy().astype("<i8").tobytes())
-            content.update(b"".join(_bytes_of(batch)))
+            content.update(text_bytes(batch)[0].data)
         digest.update(lengths.digest() + content.digest())
     return digest.hexdigest()
-
-
-def _bytes_of(batch: pa.Array) -> Iterator[memoryview]:
-    _, offsets, data = batch.buffers()
-    if data is not None and len(batch):
-        bounds = np.frombuffer(offsets, np.int64)
-        yield memoryview(data)[bounds[batch.offset] : bounds[batch.offset + len(batch)]]
 
 
 def _corpus(
