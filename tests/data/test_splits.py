@@ -86,6 +86,17 @@ def test_folds_hold_every_document_once_and_are_even(folds):
     assert np.ptp(sizes.sum(axis=1)) <= 1
 
 
+def test_a_cut_leaves_a_document_of_every_class_for_training():
+    labels = np.repeat([0, 1, 2], [30, 2, 1])
+    for seed in range(5):
+        parts = divide(labels, test=0.6, validation=0.5, test_seed=seed, validation_seed=seed)
+        assert min(counts(parts["train"], labels)) >= 1
+    with pytest.raises(
+        UserError, match=r"data.test: a share of 0.5 of 4 documents leaves none of class '[abc]'"
+    ):
+        divide(np.array([0, 1, 2, 2]), test=0.5)
+
+
 def test_the_fold_seed_makes_other_folds():
     assert not np.array_equal(fold_numbers(LABELS, 10, 0), fold_numbers(LABELS, 10, 1))
 

@@ -51,7 +51,7 @@ def stratified_order(
     Args:
         labels: class ids, (rows,), or (rows, C) zeros and ones, of which the first class counts.
         every_class_first: begin with one document of every class, so that a small sample misses none;
-            otherwise small classes come late, and a class is used up only when (nearly) everything is.
+            otherwise end with one of every class, so that what a cut leaves for training misses none.
     """
     strata = _strata(labels)
     shuffled = random.permutation(len(strata))
@@ -59,21 +59,32 @@ def stratified_order(
     sizes = np.bincount(strata)
     starts = np.cumsum(sizes) - sizes
     place = np.arange(len(strata)) - starts[strata[by_class]]  # 0, 1, 2, … within each class
-    key = (place + 0.5) / sizes[strata[by_class]]
+    size = sizes[strata[by_class]]
+    key = (place + 0.5) / size
     if every_class_first:
         key[place == 0] = 0.0
+    else:
+        key[place == size - 1] = 1.0
     return by_class[np.lexsort((random.permutation(len(strata)), key))]
 
 
 def _cut(
-    labels: np.ndarray, rows: np.ndarray, share: float, seed: list[int], key: str
+    corpus: Corpus, rows: np.ndarray, share: float, seed: list[int], key: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A stratified share of ``rows`` (at least one) and the rest, both ascending."""
+    """A stratified share of the training ``rows`` (at least one) and the rest, both ascending."""
+    labels = corpus.splits["train"].labels
     count = max(1, round(share * len(rows)))
     if count >= len(rows):
         raise UserError(f"data.{key}: a share of {share} of {len(rows)} documents leaves none for training")
     order = rows[stratified_order(labels[rows], np.random.RandomState(seed))]
-    return np.sort(order[:count]), np.sort(order[count:])
+    cut, rest = np.sort(order[:count]), np.sort(order[count:])
+    # Only where there is nearly one class a document: the order keeps one of each class back.
+    if not corpus.multilabel and len(lost := np.setdiff1d(labels[cut], labels[rest])):
+        raise UserError(
+            f"data.{key}: a share of {share} of {len(rows)} documents leaves none of class "
+            f"'{corpus.classes[lost[0]]}' for training; give data.{key}=0, or take small classes out"
+        )
+    return cut, rest
 
 
 def fold_numbers(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -139,14 +150,14 @@ def make_splits(corpus: Corpus, settings: Any) -> dict[str, Rows]:
     elif "test" in corpus.splits:
         result["test"] = Rows("test", np.arange(corpus.splits["test"].num_rows))
     elif test_share:
-        test, rows = _cut(labels, rows, test_share, seed("test_seed", _TEST), "test")
+        test, rows = _cut(corpus, rows, test_share, seed("test_seed", _TEST), "test")
         result["test"] = Rows("train", test)
 
     if "validation" in corpus.splits:
         result["validation"] = Rows("validation", np.arange(corpus.splits["validation"].num_rows))
     elif validation_share:
         validation, rows = _cut(
-            labels, rows, validation_share, seed("validation_seed", _VALIDATION), "validation"
+            corpus, rows, validation_share, seed("validation_seed", _VALIDATION), "validation"
         )
         result["validation"] = Rows("train", validation)
 
