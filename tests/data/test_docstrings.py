@@ -88,6 +88,12 @@ def test_collect_gives_each_split_its_share_and_never_divides_a_module(library):
     assert docstrings.collect("alpha", library / "alpha", 100) == documents
 
 
+def test_half_a_surrogate_pair_does_not_stop_the_build(tmp_path):
+    (tmp_path / "m.py").write_text('"""Eight words and more around \\ud800 the half of a pair."""')
+    ((_, _, text),) = docstrings.collect("alpha", tmp_path, 100)
+    assert text == "Eight words and more around ? the half of a pair."
+
+
 def test_build_drops_what_two_libraries_share_and_caches(library, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(library)
     folder = docstrings.build(tmp_path, 200, ["alpha", "beta"])

@@ -395,7 +395,16 @@ def test_wrong_kind_and_wrong_key(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [None, "", "[1]", '{"kind": "word"}', '{"kind": "words"}', '{"kind": "words", "wo']
+    "content",
+    [
+        None,
+        "",
+        "[1]",
+        '{"kind": "characters", "settings": {}, "code_points": [1114112]}',
+        '{"kind": "word"}',
+        '{"kind": "words"}',
+        '{"kind": "words", "wo',
+    ],
 )
 def test_a_damaged_tokenizer_file(content, tmp_path) -> None:
     if content is not None:

@@ -87,7 +87,7 @@ class TextDataModule(pl.LightningDataModule):
             for content in (name, source.fingerprint, *self.corpus.classes):
                 digest.update(content.encode() + b"\0")
             digest.update(part.rows.astype("<i8").tobytes())
-            digest.update(source.labels[part.rows].astype("<i8").tobytes())
+            digest.update(source.labels[part.rows].tobytes())  # of several labels, a byte each: (rows, C)
         return digest.hexdigest()
 
     @property

@@ -156,11 +156,12 @@ def collect(library: str, root: Path, limit: int) -> list[tuple[str, str, str]]:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue  # templates, or syntax of another Python
         for text in docstrings_of(tree):
-            text = clean(text, names)
+            # Half a surrogate pair, which an escape in the source can spell, is no text.
+            text = clean(text.encode("utf-8", "replace").decode(), names)
             key = _hash(" ".join(text.split()))
             if key not in seen and len(text.split()) >= MIN_WORDS:
                 seen.add(key)
-                result.append((split, module, text.encode("utf-8", "replace").decode()))
+                result.append((split, module, text))
                 room[split] -= 1
                 if not room[split]:
                     break
@@ -200,9 +201,9 @@ def _version(name: str) -> str:
 def _collect_elsewhere(library: str, root: Path, limit: int) -> list[tuple[str, str, str]]:
     """:func:`collect` in a Python process of its own.
 
-    Parsing holds the interpreter's lock, and a plain
-    process, unlike one of
-    ``multiprocessing``, neither forks a threaded program nor runs the caller's main module again."""
+    Parsing holds the interpreter's lock, and a plain process, unlike one of ``multiprocessing``, neither
+    forks a threaded program nor runs the caller's main module again.
+    """
     package_parent = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))

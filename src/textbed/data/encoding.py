@@ -231,7 +231,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         return makers[state["kind"]](state)
     except FileNotFoundError:
         raise UserError(f"{folder}: no tokenizer.json in it, so it is no finished run") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path}: not a tokenizer of a run, or damaged: {error!r}") from None
 
 

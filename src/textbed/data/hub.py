@@ -20,8 +20,7 @@ from textbed.data.files import SPLIT_NAMES, find_in_folder, missing, split_of
 from textbed.data.records import ParquetRecords, Records, TableRecords, message_of, written_atomically
 from textbed.errors import UserError, nearest
 
-# Seconds that the hub gets to answer before it counts as unreachable; `datasets` itself
-# retries for 24 s.
+# Seconds that the hub gets to answer before it counts as unreachable; `datasets` itself retries for 24 s.
 PROBE_SECONDS = 3.0
 
 
