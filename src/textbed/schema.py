@@ -179,9 +179,9 @@ class DataConfig:
     batch_size: int = key(256, minimum=1)
     """Documents per training step and device."""
     batch_tokens: int | None = key(None, minimum=1)
-    """Tokens per training step and device, instead of a number of documents."""
+    """Tokens per step and device, instead of a number of documents; in validation and test too."""
     eval_batch_size: int = key(256, minimum=1)
-    """Documents per step and device in validation and test; has no bearing on the figures."""
+    """Documents per step and device in validation and test, without `batch_tokens`; alters no figure."""
     batching: str = key("shuffled", choices=("shuffled", "bucketed"))
     """Whether a batch is any documents, or documents of like length, which wastes less on padding."""
     workers: int = key(0, minimum=0)
