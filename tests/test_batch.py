@@ -83,7 +83,9 @@ def test_a_maximum_below_zero_is_kept():
 
 def test_a_long_mean_in_bfloat16_keeps_its_digits():
     values = torch.full((3000, 1), 1.5, dtype=torch.bfloat16)
-    assert make([[1] * 3000]).reduce(values, "mean").item() == 1.5
+    mean = make([[1] * 3000]).reduce(values, "mean")
+    assert mean.item() == 1.5
+    assert mean.dtype == torch.bfloat16  # a linear layer in bfloat16 takes nothing else
 
 
 def test_reduce_refuses_an_unknown_mode():

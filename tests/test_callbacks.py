@@ -246,6 +246,16 @@ def test_early_stopping_that_had_fired(run: RunFolder, capfd: pytest.CaptureFixt
     assert {epoch for epoch, _ in patient.trained} == {3, 4}
 
 
+def test_early_stopping_without_patience(run: RunFolder) -> None:
+    accuracies = [0.75, 0.5, 0.5, 0.5]
+    first = fit(trainer_for(run, 4, early_stopping={"patience": 0}), Tiny(accuracies))
+    assert {epoch for epoch, _ in first.trained} == {0, 1}
+    again = fit(
+        trainer_for(run, 4, 12, early_stopping={"patience": 0}), Tiny(accuracies), run.last_checkpoint
+    )
+    assert again.trained == []
+
+
 def test_a_finished_run_is_left_alone(run: RunFolder) -> None:
     first = fit(trainer_for(run, 2), Tiny([0.5, 0.75]))
     again = fit(trainer_for(run, 2, 12), Tiny([0.5, 0.75]), run.last_checkpoint)

@@ -18,14 +18,16 @@ from torch import Tensor
 Reduction = Literal["sum", "mean", "max"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class TokenBatch:
     """B documents as one flat run of N token ids and the place where each document starts.
 
     A document may be empty; every head gives it zeros. A batch of P pairs holds B = 2P documents, all first
     texts and then all second texts, while ``labels`` and ``rows`` have P entries.
 
-    Moves as one thing: Lightning calls ``to``, a pinning ``DataLoader`` calls ``pin_memory``.
+    Moves as one thing: Lightning calls ``to``, a pinning ``DataLoader`` calls ``pin_memory``. Nothing in here
+    changes a batch; it is not frozen because Lightning sets the fields of a copy, in precisions such as
+    bf16-true and under FSDP.
     """
 
     ids: Tensor
@@ -90,7 +92,9 @@ class TokenBatch:
         document_of_token = torch.repeat_interleave(documents, lengths, output_size=values_ND.shape[0])
         values = values_ND if values_ND.dtype == torch.float64 else values_ND.float()
         total_BD = values.new_zeros(len(self), values.shape[1]).index_add(0, document_of_token, values)
-        return total_BD / lengths.clamp(min=1).unsqueeze(1) if mode == "mean" else total_BD
+        if mode == "mean":
+            total_BD = total_BD / lengths.clamp(min=1).unsqueeze(1)
+        return total_BD.to(values_ND.dtype)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenBatch:
         """The batch on ``device``."""

@@ -206,7 +206,7 @@ class StopEarly(EarlyStopping):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         diverged = self.stopping_reason == EarlyStoppingReason.NON_FINITE_METRIC
-        if diverged or self.wait_count >= self.patience > 0:
+        if diverged or self.wait_count >= max(self.patience, 1):
             trainer.should_stop = True
             say(f"early stopping had ended this run: {self.monitor} had not improved {self.wait_count} times")
 

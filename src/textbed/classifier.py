@@ -24,6 +24,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MetricCollection
 from torchmetrics.utilities.distributed import gather_all_tensors
 
@@ -82,7 +83,7 @@ class Schedule:
     interval: str = "step"
     """After which of ``step`` and ``epoch`` the scheduler is asked."""
     monitor: str | None = None
-    """The figure that a plateau scheduler looks at."""
+    """The figure that a plateau scheduler looks at, after every validation; it has no ``interval``."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None) -> Schedule | None:
@@ -275,8 +276,8 @@ class TextClassifier(pl.LightningModule):
         """
         logits = logits.float()
         weights: Any = self.class_weights
-        if self.multilabel:
-            targets = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
+        if self.multilabel:  # labels come in half precision under some settings, which smoothing would round
+            targets = labels.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
             losses = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="sum")
             return losses / self.num_classes, float(len(labels))
         losses = F.cross_entropy(
@@ -314,6 +315,7 @@ class TextClassifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # For a checkpoint in the middle of an epoch, whose mean is to be of the whole epoch after a resume.
         checkpoint["train_loss_sums"] = self._sums().tolist()
+        checkpoint["figures"] = {name: value for name, value in self.figures.items() if name[:4] == "val/"}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         sums = checkpoint.get("train_loss_sums", [0.0, 0.0]) if self.global_rank == 0 else [0.0, 0.0]
@@ -336,6 +338,7 @@ class TextClassifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._finish("val")
+        self._ask_plateau()
         # Validation may come in the middle of a training epoch, whose sums are still needed.
         self._loss_sum, self._weight_sum = self._training_sums
 
@@ -370,7 +373,7 @@ class TextClassifier(pl.LightningModule):
         self._waiting = []
         self.metrics.update(probabilities, labels.long())
         if self.trainer.state.fn != TrainerFn.FITTING:
-            self._kept.append((rows.cpu(), labels.cpu(), probabilities.cpu()))
+            self._kept.append((rows.cpu(), labels.long().cpu(), probabilities.cpu()))
 
     def _finish(self, stage: str) -> None:
         self._flush()
@@ -400,15 +403,15 @@ class TextClassifier(pl.LightningModule):
         if self._kept:
             mine = [torch.cat(parts) for parts in zip(*self._kept, strict=True)]
         else:
-            shape = (0, self.num_classes)
-            labels = torch.empty(shape) if self.multilabel else torch.empty(0, dtype=torch.int64)
-            mine = [torch.empty(0, dtype=torch.int64), labels, torch.empty(shape)]
+            none = torch.empty(0, dtype=torch.int64)
+            chances = torch.empty(0, self.num_classes, dtype=torch.float32)
+            mine = [none, chances.long() if self.multilabel else none, chances]
         self._kept = []
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             mine = [torch.cat(gather_all_tensors(part.to(self.device))).cpu() for part in mine]
         arrays = [part.numpy() for part in mine]
         order = np.argsort(arrays[0], kind="stable")
-        return Predictions(arrays[0][order], arrays[1][order].astype(np.int64), arrays[2][order])
+        return Predictions(*(array[order] for array in arrays))
 
     # ---- sums and logging
 
@@ -416,7 +419,9 @@ class TextClassifier(pl.LightningModule):
         """Add to the epoch's sums without waiting for the device; in float64 where it has that."""
         wide = torch.float32 if loss_sum.device.type == "mps" else torch.float64
         self._loss_sum = self._loss_sum + loss_sum.detach().to(wide)
-        self._weight_sum = self._weight_sum + weight_sum
+        self._weight_sum = self._weight_sum + (
+            weight_sum.to(wide) if isinstance(weight_sum, Tensor) else weight_sum
+        )
 
     def _sums(self) -> Tensor:
         """(2,) sums of losses and of weights, over all processes."""
@@ -455,10 +460,31 @@ class TextClassifier(pl.LightningModule):
             if value == "auto":
                 arguments[key] = self._total(schedule.interval, key)
         scheduler = _build("scheduler", schedule.make, optimizer, arguments)
-        settings = {"scheduler": scheduler, "interval": schedule.interval, "frequency": 1}
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            settings["monitor"] = schedule.monitor or "val/loss"
+        # Of a plateau see _ask_plateau.
+        settings = {"scheduler": scheduler, "interval": schedule.interval, "reduce_on_plateau": False}
         return {"optimizer": optimizer, "lr_scheduler": settings}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def _ask_plateau(self) -> None:
+        """Show a plateau scheduler the validation's figure.
+
+        Lightning would after the epoch's checkpoint has been written, and a run that is resumed from there
+        would go on as if that epoch had not been looked at.
+        """
+        if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
+            return
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                monitor = (self.schedule and self.schedule.monitor) or "val/loss"
+                if monitor not in self.figures:
+                    raise UserError(
+                        f"scheduler.monitor={monitor}: this is no figure of this run; expected one of "
+                        f"{', '.join(sorted(self.figures))}.{nearest(monitor, self.figures)}"
+                    )
+                config.scheduler.step(self.figures[monitor])
 
     def _total(self, interval: str, key: str) -> int:
         total = self.trainer.estimated_stepping_batches if interval == "step" else self.trainer.max_epochs
