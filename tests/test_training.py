@@ -109,7 +109,7 @@ def test_run_json(kept: RunFolder) -> None:
     info = kept.info()
     assert (info["status"], info["phase"], info["seed"], info["error"]) == ("finished", "done", 7, None)
     assert info["versions"]["torch"] == torch.__version__
-    assert info["device"].startswith("cpu")
+    assert info["device"] == "cpu, 1 threads"
     assert info["started"] <= info["ended"]
     assert info["pid"] == os.getpid()
 
@@ -226,7 +226,7 @@ def command_line(
 
 @pytest.mark.slow
 def test_the_command_with_the_usual_logger(runs: Runs, topics: Path) -> None:
-    typed = on(topics, "trainer=cpu", "trainer.max_epochs=1", "paths.cache=cache")
+    typed = on(topics, "trainer=cpu", "threads=1", "trainer.max_epochs=1", "paths.cache=cache")
     done = command_line(runs, *typed)
     assert done.returncode == 0, done.stderr
     (run,) = runs.made()
