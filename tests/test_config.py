@@ -125,7 +125,7 @@ def test_the_groups_are_the_folders():
 def test_the_tokenizers_defaults_have_one_value(settings: type, keys: type):
     """The library's own defaults are for those who use it without Hydra."""
     theirs = {item.name: item.default for item in fields(settings)}
-    ours = {item.name: item.default for item in fields(keys)} | {}
+    ours = {item.name: item.default for item in fields(keys)}
     assert ours.pop("kind") in schema.TOKENIZERS
     assert ours == theirs
 
@@ -185,9 +185,8 @@ def test_the_check_fills_in_defaults_and_leaves_its_argument_alone(composed: Com
 
 
 def test_a_list_of_one_callback_can_be_left_out(composed: Compose):
-    some = next(iter(composed().callbacks))
-    entry = "progress" if "progress" in composed().callbacks else some
-    assert entry not in config.check(composed(f"callbacks.{entry}=null")).callbacks
+    assert "progress" in config.check(composed()).callbacks
+    assert "progress" not in config.check(composed("callbacks.progress=null")).callbacks
 
 
 # Mistakes: overrides, and what the line must hold in this order

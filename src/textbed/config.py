@@ -158,8 +158,6 @@ def unknown_key(place: str, name: str, value: Any, names: Iterable[str]) -> str:
 
 def _resolved(cfg: DictConfig) -> dict[str, Any]:
     missing = sorted(OmegaConf.missing_keys(cfg))
-    if "embedding.vectors" in missing:
-        raise UserError(_no_vectors(OmegaConf.select(cfg, "embedding.trainable", default=True)))
     if missing:
         raise UserError(f"{missing[0]}: this key must be given, for instance as {missing[0]}=VALUE.")
     try:

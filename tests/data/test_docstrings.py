@@ -106,9 +106,17 @@ def test_build_drops_what_two_libraries_share_and_caches(library, tmp_path, monk
     }
     assert not modules["train"] & modules["test"]
     assert not modules["train"] & modules["validation"]
-    monkeypatch.setattr(docstrings, "_collect_elsewhere", None)  # a second look must not read again
-    assert docstrings.build(tmp_path, 200, ["alpha", "beta"]) == folder
+    read = []
+    monkeypatch.setattr(
+        docstrings, "_collect_elsewhere", lambda *given: read.append(given[0]) or docstrings.collect(*given)
+    )
+    assert docstrings.build(tmp_path, 200, ["alpha", "beta"]) == folder  # a second look reads nothing
     assert [path.name for path in (tmp_path / "docstrings").iterdir()] == [folder.name]
+    assert read == []
+    # Another version of a library is other documents.
+    monkeypatch.setattr(docstrings, "_version", lambda name: "2")
+    assert docstrings.build(tmp_path, 200, ["alpha", "beta"]) != folder
+    assert sorted(read) == ["alpha", "beta"]
 
 
 def test_real_libraries_come_with_their_names(tmp_path):

@@ -68,15 +68,18 @@ def test_multilabel_labels_are_floats_and_labels_may_be_absent():
 
 
 def test_read_only_columns_are_copied():
+    gathered = []
+
     class Frozen(Column):
         def gather(self, rows):
-            parts = super().gather(rows)
-            for part in parts:
+            gathered[:] = super().gather(rows)
+            for part in gathered:
                 part.flags.writeable = False
-            return parts
+            return gathered
 
-    batch = TokenDataset([Frozen([2, 2])], np.array([0, 1]), np.arange(2))[0]
-    batch.ids[0] = 5  # would be an error, or undefined, on the map itself
+    batch = TokenDataset([Frozen([2, 2])], np.array([0, 1]), np.arange(2))[1]
+    batch.ids[0] = batch.offsets[0] = 5  # undefined on the map itself
+    assert [part.tolist() for part in gathered] == [[1000, 1001], [0, 2]]
 
 
 def test_wrong_number_of_labels():

@@ -169,6 +169,10 @@ def test_a_csv_that_cannot_be_right_is_refused_with_its_line(put, read, tmp_path
 def test_quotes_may_be_ordinary_characters(put, read):
     path = put("a.tsv", 'text\tlabel\n"so\t1\n5" wide\t0\n')
     assert texts(read("tsv", path, quote=None).splits["train"]) == ['"so', '5" wide']
+    # What was parsed with quotes is not what is read without.
+    path = put("b.tsv", 'text\tlabel\n"so"\t1\nwide\t0\n')
+    assert texts(read("tsv", path).splits["train"]) == ["so", "wide"]
+    assert texts(read("tsv", path, quote=None).splits["train"]) == ['"so"', "wide"]
 
 
 def test_an_unclosed_quote_is_found_in_a_file_of_many_blocks(put, read, monkeypatch):
@@ -397,6 +401,7 @@ def test_folders_of_text_by_class(put, read, tmp_path):
     put("t/train/pos/3.txt", b"caf\xe9")
     refused(lambda: read("text", str(tmp_path / "t")), "3.txt, line 1: byte 0xe9", "data.encoding=latin-1")
     assert texts(read("text", str(tmp_path / "t"), encoding="latin-1").splits["train"])[2] == "café"
+    assert texts(read("text", str(tmp_path / "t"), encoding="cp1251").splits["train"])[2] == "cafй"
 
 
 # Cache and fingerprints
