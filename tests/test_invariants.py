@@ -384,6 +384,20 @@ def test_a_finished_run_trains_on(reference: RunFolder, runs: Runs, topics: Path
     assert figures(run)["epochs"] == 5
 
 
+def test_what_a_resume_changed_is_kept(
+    reference: RunFolder, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copied(reference, tmp_path)
+    go_on = stopping(monkeypatch, 3, 2, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        runs.resume(run, "trainer.max_epochs=5")
+    go_on()
+    runs.resume(run)  # five epochs, as it was told before
+    assert figures(run)["epochs"] == 5
+    assert OmegaConf.load(run.config_file).trainer.max_epochs == 5
+    assert [one["overrides"] for one in run.info()["resumed"]] == [["trainer.max_epochs=5"], []]
+
+
 def test_a_resumed_run_keeps_its_configuration(reference: RunFolder, runs: Runs) -> None:
     for wanted in ("head=mean", "optimizer.lr=1", "data.batch_size=8", "seed=4", "trainer=gpu"):
         with pytest.raises(UserError) as caught:
@@ -458,13 +472,16 @@ def test_two_processes_count_every_document_once(runs: Runs) -> None:
     assert done.returncode == 0, done.stderr
     (run,) = runs.made()
     assert done.stdout == f"{run.path}\n"
-    said, given = predictions(run), figures(run)
+    said, given = predictions(run), figures(run, costs=True)
     assert said["row"] == list(range(61))
     topics = {"birds": 0, "boats": 1, "bread": 2}
     assert said["label"] == [topics[topic] for _, topic in documents(61, seed=61)]
     assert given["test/accuracy"] == pytest.approx(accuracy(said["label"], said["predicted"]), abs=1e-6)
     assert given["test/f1_macro"] == pytest.approx(f1_macro(said["label"], said["predicted"], 3), abs=1e-6)
     assert given["steps"] == 2 * 5  # 90 documents in steps of two times 10, the last of two times 5
+    assert "5 batches an epoch" in done.stderr
+    # the first five steps are warm-up; both processes' documents count
+    assert given["speed/documents_per_second"] == pytest.approx(90 / 5 * given["speed/steps_per_second"])
     # one process that evaluates the same checkpoint says the same of every document
     ground = Ground(runs, *settings)
     model, _ = training.build_model(ground.cfg, ground.data)

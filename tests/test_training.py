@@ -171,6 +171,20 @@ def test_the_record_holds_every_epoch(kept: RunFolder) -> None:
     ] == lines
 
 
+def test_validation_figures_are_those_of_the_best_checkpoint(runs: Runs, topics: Path) -> None:
+    # validation that comes between two optimizer steps, where the record's steps cannot tell which it was
+    run = runs(*on(topics, "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=3"))
+    validations = [line for line in record(run) if "val/accuracy" in line]
+    assert len(validations) == 4
+    best = max(validations, key=lambda line: line["val/accuracy"])
+    assert best["val/accuracy"] > validations[0]["val/accuracy"]
+    given = figures(run)
+    for name in best:
+        if name.startswith("val/"):
+            assert given[name] == best[name], name
+    assert given["best_epoch"] == best["epoch"] + 1
+
+
 def test_the_tokenizer_reads_a_string_as_training_did(kept: RunFolder, data: TextDataModule) -> None:
     tokenizer = load_tokenizer(kept.tokenizer)
     for position in (0, 17, len(data.sets["test"]) - 1):
@@ -236,7 +250,9 @@ def test_the_command_with_the_usual_logger(runs: Runs, topics: Path) -> None:
     (part,) = (run.path / "wandb").glob(f"offline-run-*-{run.id}")
     assert f"wandb: logged offline; to upload: wandb sync {part}" in done.stderr
     assert part.stat().st_mode & 0o040000
-    assert (part / f"run-{run.id}.wandb").stat().st_size > 1000
+    logged = (part / f"run-{run.id}.wandb").read_bytes()
+    assert b"textbed.heads.pooling.Pooling" in logged  # the configuration
+    assert b"memory/peak_bytes" in logged  # and all final figures
     # nothing lies about where the command was given
     assert {path.name for path in runs.folder.iterdir()} - {"home"} == {"runs", "cache"}
     assert "Traceback" not in done.stderr
@@ -368,6 +384,17 @@ def test_without_validation_the_last_epoch_is_tested(runs: Runs, topics: Path, c
         model = model_of(run, data, "last")
         again = model.probabilities(model(data.sets["test"].__getitems__(range(len(data.sets["test"])))))
     torch.testing.assert_close(again, torch.tensor(predictions(run)["probability"]), atol=1e-6, rtol=0)
+
+
+def test_without_checkpoints_the_last_weights_are_tested(runs: Runs, topics: Path) -> None:
+    run = runs(*on(topics, "callbacks.checkpoints=null", "callbacks.early_stopping=null"))
+    assert list(run.path.rglob("*.ckpt")) == []
+    last = [line for line in record(run) if "val/accuracy" in line][-1]
+    given = figures(run)
+    assert {name: value for name, value in given.items() if name.startswith("val/")} == {
+        name: value for name, value in last.items() if name.startswith("val/")
+    }
+    assert len(predictions(run)["row"]) == 30
 
 
 def test_without_a_test_split(runs: Runs, topics: Path) -> None:
@@ -513,6 +540,7 @@ MISTAKES = {
     "a callback of elsewhere": (["+callbacks.mine._target_=nowhere.Mine"], ["nowhere.Mine"]),
     "a value that the trainer refuses": (["+trainer.limit_train_batches=-5"], ["limit_train_batches"]),
     "a strategy that is not there": (["trainer.strategy=dpp"], ["dpp"]),
+    "a plateau of nothing": (["scheduler=plateau", "data.validation=0"], ["val/loss", "data.validation"]),
     "no end for a schedule": (
         ["scheduler=cosine", "trainer.max_epochs=-1"],
         ["scheduler.T_max", "max_epochs"],
@@ -635,6 +663,20 @@ def test_a_disk_that_fills_up(runs: Runs, topics: Path, monkeypatch: pytest.Monk
     assert {path.name for path in run.checkpoints.iterdir()} <= {"best.ckpt", "last.ckpt"}  # no half of one
     runs.resume(run)
     assert_same_run(run, reference)
+
+
+def test_loggers_are_closed_where_the_report_fails(
+    runs: Runs, topics: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+    monkeypatch.setattr(training, "finish_loggers", lambda loggers, *args, **how: closed.append(how))
+
+    def full(*args: Any) -> None:
+        raise UserError("no space left")
+
+    monkeypatch.setattr(RunFolder, "write_predictions", full)
+    assert runs.mistake(*on(topics)) == "no space left"
+    assert closed == [{"failed": True}]
 
 
 def test_an_error_of_ours_keeps_its_traceback(

@@ -80,10 +80,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: it is missing, cut short, or holds anything else.
         """
+        return self._read(path, map_location=map_location or "cpu")
+
+    def peek(self, path: Any) -> dict[str, Any]:
+        """The same for a look at its plain values: tensors stay on the disk until they are used.
+
+        Raises:
+            UserError: as ``load_checkpoint``.
+        """
+        return self._read(path, map_location="cpu", mmap=True)
+
+    @staticmethod
+    def _read(path: Any, **how: Any) -> dict[str, Any]:
         try:
-            return super().load_checkpoint(
-                path, map_location or (lambda storage, _: storage), weights_only=True
-            )
+            return torch.load(path, weights_only=True, **how)
         except FileNotFoundError as error:
             raise UserError(f"checkpoint {path} does not exist") from error
         except Exception as error:  # torch, zip and pickle each have their own
@@ -388,8 +398,8 @@ class Timing(Callback):
 
     ``seconds/fit`` is training alone, with what is written after an epoch; validation during it is
     ``seconds/validation``. Both go on counting in a resumed run. Speeds are taken between the end of the
-    first ``warmup`` steps and the end of training in each epoch, with the device waited for at both ends;
-    where there were no more steps than that, there are none.
+    first ``warmup`` steps and the end of training in each epoch, with the device waited for at both ends, and
+    are those of all processes together; where there were no more steps than that, there are none.
 
     Args:
         warmup: steps at the start of a process that do not count: they compile, allocate and fill caches.
@@ -400,6 +410,7 @@ class Timing(Callback):
         self.seconds: dict[str, float] = {}
         self.steps = self.documents = self.tokens = 0
         self.measured = 0.0
+        self._window_counts = [0, 0]
         self._seen = 0
         self._window: float | None = None
         self._starts: dict[str, float] = {}
@@ -469,11 +480,11 @@ class Timing(Callback):
             return
         self.steps += 1
         if hasattr(batch, "offsets"):
-            self.documents += len(batch) if batch.rows is None else len(batch.rows)
-            self.tokens += len(batch.ids)
+            self._window_counts[0] += len(batch) if batch.rows is None else len(batch.rows)
+            self._window_counts[1] += len(batch.ids)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._close_window(pl_module)
+        self._close_window(trainer, pl_module)
         if trainer.state.fn == "fit" and "fit" in self._starts:
             self._end("fit")
             self._starts["validation"] = time.perf_counter()
@@ -485,18 +496,25 @@ class Timing(Callback):
             self._open_window(pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._close_window(pl_module)
+        self._close_window(trainer, pl_module)
 
     def _open_window(self, pl_module: pl.LightningModule) -> None:
         if self._seen >= self.warmup:
             _wait_for(pl_module.device)
             self._window = time.perf_counter()
 
-    def _close_window(self, pl_module: pl.LightningModule) -> None:
-        if self._window is not None:
-            _wait_for(pl_module.device)
-            self.measured += time.perf_counter() - self._window
-            self._window = None
+    def _close_window(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._window is None:
+            return
+        _wait_for(pl_module.device)
+        self.measured += time.perf_counter() - self._window
+        self._window = None
+        counts, self._window_counts = self._window_counts, [0, 0]
+        if trainer.world_size > 1:
+            everywhere = torch.tensor(counts, device=pl_module.device)
+            counts = trainer.strategy.reduce(everywhere, reduce_op="sum").tolist()
+        self.documents += counts[0]
+        self.tokens += counts[1]
 
     def _end(self, name: str) -> None:
         start = self._starts.pop(name, None)
@@ -671,11 +689,11 @@ class Progress(ProgressBar):
         line = [f"epoch {_epoch(trainer, epoch)}"]
         train = next((figures[key] for key in ("train/loss_epoch", "train/loss") if key in figures), None)
         if train is not None:
-            line.append(f"train loss {float(train):.4f}")
+            line.append(f"train loss {_short(float(train))}")
         if self._validated:
             self._validated = False
             shown = dict.fromkeys(key for key in ("val/loss", _figure(trainer)) if key in figures)
-            line.extend(f"{key.replace('/', ' ')} {float(figures[key]):.4f}" for key in shown)
+            line.extend(f"{key.replace('/', ' ')} {_short(float(figures[key]))}" for key in shown)
             if getattr(trainer.checkpoint_callback, "best_model_score", None) is not self._best_before:
                 line.append("(best)")
         self._say("  ".join(line))
@@ -686,6 +704,10 @@ class Progress(ProgressBar):
         tqdm.write(line, file=sys.stderr)  # above the bar, where there is one
         sys.stderr.flush()
         progress_log.info(line)
+
+
+def _short(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.3g}"
 
 
 def _epoch(trainer: pl.Trainer, epoch: int) -> str:

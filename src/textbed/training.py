@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.callbacks import Checkpoint, LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 
 from textbed import command, config
@@ -25,8 +25,8 @@ from textbed.data.encoding import load_tokenizer
 from textbed.embedding import vectors
 from textbed.errors import UserError
 from textbed.runs import pictures
-from textbed.runs.folder import RunFolder, is_rank_zero, peak_memory, say
-from textbed.runs.record import finish_loggers, make_loggers, read_metrics
+from textbed.runs.folder import RunFolder, is_rank_zero, peak_memory, say, write_text
+from textbed.runs.record import finish_loggers, log_settings, make_loggers, read_metrics
 from textbed.runs.summary import Overview, PartSummary, SplitSummary, share, show_overview, show_result
 
 # What a resumed run may change. Everything else decides the figures, and would make one record of two runs.
@@ -81,7 +81,7 @@ def resume(path: str, overrides: Sequence[str]) -> Path | None:
     if folder.info().get("status") == "finished" and not overrides:
         raise UserError(f"{path}: this run is finished; to train on, give trainer.max_epochs=NUMBER as well.")
     checkpoint = folder.checkpoint_to_resume()
-    folder.resume()
+    folder.resume(overrides)
     with _recording(folder, new=False):
         _run(cfg, folder, checkpoint, resumed=True)
     return folder.path if is_rank_zero() else None
@@ -108,12 +108,17 @@ def _recording(folder: RunFolder, new: bool) -> Any:
     folder.finish()
 
 
+def _for_the_screen(record: logging.LogRecord) -> bool:
+    # What a profiler found is logged as information too, and is what was asked for.
+    return record.levelno >= logging.WARNING or "profilers" in record.name
+
+
 def _quieten() -> None:
     """Lightning's notes go to log.txt; on the screen only what a person has to act on."""
     for name in (None, "lightning", "lightning.pytorch", "lightning.fabric"):
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-                handler.setLevel(logging.WARNING)
+                handler.addFilter(_for_the_screen)
     # Lightning's own, about itself: nothing that a user of this template could change.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -140,39 +145,50 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
                 "test=true: there is no test split, and data.test=0 sets none aside; give test=false, or a "
                 "share such as data.test=0.2."
             )
+        if cfg.scheduler is not None and cfg.scheduler.get("monitor") and "validation" not in data.sets:
+            raise UserError(
+                f"scheduler.monitor={cfg.scheduler.monitor}: there is no validation split to look at; give a "
+                "share such as data.validation=0.1, or another scheduler."
+            )
         _keep_data(folder, data, resumed)
 
     with timing.phase("model"):
         model, coverage = build_model(cfg, data)
         loggers = make_loggers(cfg.logger, folder, _steps_seen(checkpoint) if resumed else None)
+        # Without our checkpoints there are to be none, not Lightning's own.
+        kept = any(isinstance(callback, Checkpoint) for callback in callbacks)
         trainer: pl.Trainer = instantiate(
             cfg.trainer,
+            **({} if kept else {"enable_checkpointing": False}),
             callbacks=callbacks,
             logger=loggers,
             default_root_dir=str(folder.path),
             plugins=[AtomicCheckpointIO()],
         )
+        data.trainer = trainer  # which knows how many processes share the documents
         folder.update(device=_device(trainer))
+        if resumed and is_rank_zero():
+            write_text(folder.config_file, OmegaConf.to_yaml(cfg))  # with what changed, for the next resume
     if is_rank_zero():
         show_overview(_overview(cfg, data, model, trainer, coverage, checkpoint))
 
     try:
+        log_settings(loggers, OmegaConf.to_container(cfg), new=not resumed)  # type: ignore[arg-type]
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         best = _best(trainer)
         if cfg.test:
             folder.update(phase="test")
             trainer.test(model, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
+        with timing.phase("report"):
+            figures = _figures(folder, model, trainer, best)
+            _leave_results(cfg, folder, data, model)
+        figures |= timing.figures() | peak_memory()
+        folder.write_metrics(figures)
     except BaseException:
         finish_loggers(loggers, failed=True)
         raise
-
-    with timing.phase("report"):
-        figures = _figures(folder, model, trainer, timing, best)
-        _leave_results(cfg, folder, data, model)
     for line in finish_loggers(loggers, figures):
         say(line)
-    figures |= timing.figures() | peak_memory()
-    folder.write_metrics(figures)
     if is_rank_zero():
         note = (
             f"{best.name} is of epoch {figures['best_epoch']}" if best and "best_epoch" in figures else None
@@ -218,7 +234,10 @@ def build_model(cfg: DictConfig, data: TextDataModule) -> tuple[TextClassifier, 
     if cfg.embedding.vectors is not None:
         matrix, found = vectors.read(cfg.embedding.vectors, data.tokenizer.tokens)
         own |= {"vectors": torch.from_numpy(matrix), "found": torch.from_numpy(found)}
-        coverage = f"{cfg.embedding.vectors}: {share(int(found.sum()), len(found))} of the vocabulary"
+        words = np.ones(len(found), dtype=bool)
+        words[[data.tokenizer.pad_id, data.tokenizer.unk_id]] = False  # no file has a vector for these
+        known = share(int(found[words].sum()), int(words.sum()))
+        coverage = f"{cfg.embedding.vectors}: {known} of the vocabulary"
     with seeded(cfg.seed, "embedding"):
         embedding = instantiate(own)
     with seeded(cfg.seed, "head"):
@@ -303,9 +322,7 @@ def _device(trainer: pl.Trainer) -> str:
 
 
 def _steps_seen(checkpoint: Path | None) -> int:
-    if checkpoint is None:
-        return 0
-    return AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"]
+    return AtomicCheckpointIO().peek(checkpoint)["global_step"] if checkpoint else 0
 
 
 def _best(trainer: pl.Trainer) -> Path | None:
@@ -321,25 +338,25 @@ def _monitor(trainer: pl.Trainer) -> str:
 
 
 def _figures(
-    folder: RunFolder, model: TextClassifier, trainer: pl.Trainer, timing: Timing, best: Path | None
+    folder: RunFolder, model: TextClassifier, trainer: pl.Trainer, best: Path | None
 ) -> dict[str, Any]:
     """The final figures by name: the test's, and those that validation gave to the tested checkpoint."""
     figures: dict[str, Any] = dict(model.figures) if trainer.state.fn == "test" else {}
     for entry in model.per_class if trainer.state.fn == "test" else []:
         for key in ("precision", "recall", "f1", "support"):
             figures[f"test/{key}/{entry['class']}"] = entry[key]
-    steps = _steps_seen(best) if best else trainer.global_step
-    for line in read_metrics(folder.record_file) if folder.record_file.exists() else []:
-        if line["step"] is not None and line["step"] < steps:
+    if best:
+        checkpoint = AtomicCheckpointIO().peek(best)
+        figures |= {**checkpoint["figures"], "best_epoch": checkpoint["epoch"] + 1}
+    elif folder.record_file.exists():  # the last weights are what was tested
+        for line in read_metrics(folder.record_file):
             figures |= {key: value for key, value in line.items() if key.startswith("val/")}
-            figures["best_epoch"] = line["epoch"] + 1
     parts = {"embedding": model.embedding, "head": model.head, "classifier": model.linear, "all": model}
     for name, part in parts.items():
         size = _size(part)
         figures[f"parameters/{name}"] = size.all
         figures[f"parameters_trainable/{name}"] = size.trainable
-    figures |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
-    return figures | timing.figures()
+    return figures | {"epochs": trainer.current_epoch, "steps": trainer.global_step}
 
 
 def _leave_results(cfg: DictConfig, folder: RunFolder, data: TextDataModule, model: TextClassifier) -> None:

@@ -193,9 +193,10 @@ def test_lock_and_resume(tmp_path: Path) -> None:
         other.resume()
     run.finish("failed", UserError("stop"))
     (run.path / ".run.json.1.abcdef.tmp").write_text("half")
-    other.resume()
+    other.resume(["trainer.max_epochs=3"])
     info = other.info()
-    assert (info["status"], info["error"], info["ended"], len(info["resumed"])) == ("running", None, None, 1)
+    assert (info["status"], info["error"], info["ended"]) == ("running", None, None)
+    assert [one["overrides"] for one in info["resumed"]] == [["trainer.max_epochs=3"]]
     assert not list(run.path.glob(".*.tmp"))
     other.finish()
 

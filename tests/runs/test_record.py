@@ -15,12 +15,21 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 
 from textbed.errors import UserError
 from textbed.runs import record as module
 from textbed.runs.folder import RunFolder
-from textbed.runs.record import RecordLogger, Wandb, by_epoch, finish_loggers, make_loggers, read_metrics
+from textbed.runs.record import (
+    RecordLogger,
+    Wandb,
+    by_epoch,
+    finish_loggers,
+    log_settings,
+    make_loggers,
+    read_metrics,
+)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "logger"
 
@@ -166,7 +175,7 @@ def test_missing_package_is_one_line(run: RunFolder, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(module, "mlflow_logger", missing)
     with pytest.raises(
-        UserError, match=r'^logger=mlflow: a package is missing; pip install "textbed\[mlflow\]"$'
+        UserError, match=r'^logger=mlflow: a package is missing; pip install -e \'\.\[mlflow\]\'$'
     ):
         make_loggers(entries("mlflow"), run)
 
@@ -316,3 +325,26 @@ def test_tensorboard(run: RunFolder) -> None:
     finish_loggers(loggers)
     expected = [(step, 1.0 - step / 8) for step in range(4)] + [(4, 2.0), (5, 2.0)]
     assert events(run.path / "tensorboard")["train/loss"] == expected
+
+
+def test_a_logger_that_cannot_be_closed_fails_nothing(
+    run: RunFolder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Gone(CSVLogger):
+        def finalize(self, status: str) -> None:
+            raise ConnectionError("the server is gone\nfor good")
+
+    loggers = [*make_loggers({}, run), Gone(run.path, "", "")]
+    loggers[0].log_metrics({"val/accuracy": 0.5, "epoch": 0}, step=3)
+    for failed in (False, True):
+        assert finish_loggers(loggers, failed=failed) == []
+        assert "Gone: could not be closed (the server is gone); the record" in capfd.readouterr().err
+    assert run.table_file.exists()
+
+
+def test_settings_of_a_resumed_run_go_to_wandb_alone(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr(CSVLogger, "log_hyperparams", lambda self, settings: given.append(settings))
+    log_settings([CSVLogger(run.path, "", "")], {"seed": 1}, new=True)
+    log_settings([CSVLogger(run.path, "", "")], {"seed": 2}, new=False)
+    assert given == [{"seed": 1}]

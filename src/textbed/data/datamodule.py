@@ -117,8 +117,8 @@ class TextDataModule(pl.LightningDataModule):
         return self._evaluation_loader("test")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        # Lightning would wait for each copy; from pinned memory there is no need to.
-        return batch.to(device, non_blocking=True)
+        # From pinned memory there is no need to wait for the copy. An Apple GPU might read what is free again.
+        return batch.to(device, non_blocking=device.type == "cuda")
 
     def _evaluation_loader(self, split: str) -> DataLoader:
         return self._loader(split, OrderedBatches, batch_size=self.data.eval_batch_size)
@@ -132,4 +132,5 @@ class TextDataModule(pl.LightningDataModule):
             world_size=world_size,
             **settings,
         )
-        return make_loader(self.sets[split], batches, workers=self.data.workers)
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return make_loader(self.sets[split], batches, workers=self.data.workers, pin_memory=on_gpu)

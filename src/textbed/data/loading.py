@@ -128,15 +128,14 @@ def _pass_through(batch: Any) -> Any:
 
 
 def make_loader(
-    dataset: TokenDataset, batches: _Batches, workers: int = 0, pin_memory: bool | None = None
+    dataset: TokenDataset, batches: _Batches, workers: int = 0, pin_memory: bool = False
 ) -> TokenLoader:
     """A loader of ``TokenBatch`` for Lightning's ``Trainer(use_distributed_sampler=False)``.
 
     Args:
         workers: processes that gather. 0 is right unless the columns lie on a slow disk: a gather of 256
             documents takes well under a millisecond, and sending it between processes takes as long.
-        pin_memory: gather into page-locked memory, so that copies to a GPU need not wait; None: where there
-            is a GPU.
+        pin_memory: gather into page-locked memory, so that copies to a GPU need not wait.
     """
     return TokenLoader(
         dataset,
@@ -144,7 +143,7 @@ def make_loader(
         collate_fn=_pass_through,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+        pin_memory=pin_memory,
         # Else every `iter` draws a number from the global generator, and dropout would depend on how often
         # that was.
         generator=torch.Generator(),

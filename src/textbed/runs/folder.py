@@ -402,9 +402,12 @@ class RunFolder:
             seed=seed,
         )
 
-    def resume(self) -> None:
+    def resume(self, overrides: Sequence[str] = ()) -> None:
         """Take over a run that ended or was killed: lock it, sweep what a killed process left, mark it as
         running.
+
+        Args:
+            overrides: what was typed to change it, for the record.
 
         Raises:
             UserError: the run is still going on.
@@ -417,7 +420,7 @@ class RunFolder:
             for leftover in place.glob(".*.tmp"):
                 with contextlib.suppress(OSError):
                     leftover.unlink()
-        resumed = [*self.info().get("resumed", []), now()]
+        resumed = [*self.info().get("resumed", []), {"time": now(), "overrides": list(overrides)}]
         self.update(status="running", phase="setup", error=None, ended=None, pid=os.getpid(), resumed=resumed)
 
     def update(self, **fields: Any) -> None:

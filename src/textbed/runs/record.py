@@ -258,7 +258,7 @@ def _make_logger(name: str, entry: Mapping[str, Any]) -> Logger:
             if isinstance(cause, ImportError):
                 extras = importlib.metadata.metadata("textbed").get_all("Provides-Extra") or []
                 mend = (
-                    f'pip install "textbed[{name}]"'
+                    f"pip install -e '.[{name}]'"
                     if name in extras
                     else f"install what it asks for: {cause}"
                 )
@@ -267,11 +267,27 @@ def _make_logger(name: str, entry: Mapping[str, Any]) -> Logger:
         raise UserError(f"logger.{name}: {first}") from error
 
 
+def log_settings(loggers: Sequence[Logger], settings: Mapping[str, Any], new: bool) -> None:
+    """Hand the configuration to the loggers beside the record, whose folder holds it as config.yaml.
+
+    Args:
+        settings: the resolved configuration.
+        new: whether the run is not a resumed one: only wandb takes a value that has changed since.
+    """
+    for logger in loggers:
+        if new or isinstance(logger, Wandb):
+            logger.log_hyperparams(dict(settings))
+
+
 def finish_loggers(
     loggers: Sequence[Logger], figures: Mapping[str, Any] | None = None, failed: bool = False
 ) -> list[str]:
     """Hand the final figures to the loggers and close them. Returns lines that the person should see (how to
-    sync)."""
+    sync).
+
+    A logger beside the record that cannot be closed, say because its server is gone, is named and left: the
+    run stands without it, and after a failure the failure is what has to be seen.
+    """
     lines: list[str] = []
     numbers = {
         key: float(value)
@@ -281,12 +297,19 @@ def finish_loggers(
     for logger in loggers:
         if isinstance(logger, RecordLogger):
             logger.finalize("failed" if failed else "success")
-        elif isinstance(logger, Wandb):
-            lines.extend(logger.close(numbers, failed))
-        else:
+            continue
+        try:
+            if isinstance(logger, Wandb):
+                lines.extend(logger.close(numbers, failed))
+                continue
             if numbers:
                 logger.log_metrics(numbers)
             logger.finalize("failed" if failed else "success")
+        except Exception as error:  # each logger has its own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            say(
+                f"{type(logger).__name__}: could not be closed ({reason}); the record in the run folder is whole"
+            )
     return lines
 
 
