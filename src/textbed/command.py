@@ -191,6 +191,8 @@ def _not_made(error: InstantiationException) -> str:
     place = re.search(r"full_key: (\S+)", str(error))
     reason = f"{type(cause).__name__}: {cause}" if cause else str(error).splitlines()[0]
     target = re.search(r"target '([^']+)'", str(error))
+    if type(cause).__name__ == "MisconfigurationException":  # Lightning's own words to a user
+        return _one_line(f"{place[1] if place else 'trainer'}: {cause}")
     return _one_line(
         f"{place[1] if place else 'configuration'}: {target[1] if target else 'the class'} refuses its "
         f"arguments: {reason} ({FULL_ERROR}=1 shows where)"

@@ -36,7 +36,7 @@ from textbed.targets import HYDRA_KEYS, Arguments, inspect_arguments, is_ours, r
 
 # Arguments of classes from elsewhere whose wrong values are better named here than deep in a constructor.
 NUMBERS: dict[str, Rule] = {
-    "optimizer.lr": Rule((float,), minimum=0),
+    "optimizer.lr": Rule((float,), minimum=0, maximum=1e30),
     "optimizer.weight_decay": Rule((float,), minimum=0),
     "optimizer.momentum": Rule((float,), minimum=0),
     "trainer.max_epochs": Rule((int, type(None)), minimum=-1),

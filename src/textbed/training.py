@@ -278,6 +278,7 @@ def _overview(
     coverage: str | None,
     checkpoint: Path | None,
 ) -> Overview:
+    data.trainer = trainer  # the steps of an epoch depend on how many processes share it
     splits = {}
     for name, rows in data.splits.items():
         columns = [column.statistics(rows.rows) for column in data.encoded[rows.split]]

@@ -175,7 +175,7 @@ def test_missing_package_is_one_line(run: RunFolder, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(module, "mlflow_logger", missing)
     with pytest.raises(
-        UserError, match=r'^logger=mlflow: a package is missing; pip install -e \'\.\[mlflow\]\'$'
+        UserError, match=r"^logger=mlflow: a package is missing; pip install -e \'\.\[mlflow\]\'$"
     ):
         make_loggers(entries("mlflow"), run)
 

@@ -258,9 +258,7 @@ def _make_logger(name: str, entry: Mapping[str, Any]) -> Logger:
             if isinstance(cause, ImportError):
                 extras = importlib.metadata.metadata("textbed").get_all("Provides-Extra") or []
                 mend = (
-                    f"pip install -e '.[{name}]'"
-                    if name in extras
-                    else f"install what it asks for: {cause}"
+                    f"pip install -e '.[{name}]'" if name in extras else f"install what it asks for: {cause}"
                 )
                 raise UserError(f"logger={name}: a package is missing; {mend}") from error
         first = str(causes[-1]).splitlines()[0]
