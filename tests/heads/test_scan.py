@@ -60,6 +60,18 @@ def test_work_is_linear_in_the_tokens(cell):
 
 
 @pytest.mark.parametrize("cell", KINDS)
+def test_inputs_in_half_precision_are_taken(cell):
+    """As they come under the autocast of another device than the CPU."""
+    torch.manual_seed(0)
+    gates = {"lstm": 8, "gru": 6}[cell]
+    inputs, weight, bias = torch.randn(5, gates).bfloat16(), torch.randn(gates, 2), torch.randn(gates)
+    states = scan(cell, inputs.requires_grad_(), weight, bias, [2, 2, 1], reverse=False)
+    assert torch.equal(states, scan(cell, inputs.float(), weight, bias, [2, 2, 1], reverse=False))
+    states.sum().backward()
+    assert inputs.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("cell", KINDS)
 def test_under_autocast_it_stays_in_float32(cell):
     torch.manual_seed(0)
     rnn = KINDS[cell](5, 4)

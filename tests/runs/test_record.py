@@ -338,7 +338,7 @@ def test_a_logger_that_cannot_be_closed_fails_nothing(
     loggers[0].log_metrics({"val/accuracy": 0.5, "epoch": 0}, step=3)
     for failed in (False, True):
         assert finish_loggers(loggers, failed=failed) == []
-        assert "Gone: could not be closed (the server is gone); the record" in capfd.readouterr().err
+        assert "Gone: could not be closed (the server is gone); the run folder" in capfd.readouterr().err
     assert run.table_file.exists()
 
 

@@ -117,7 +117,7 @@ class TextDataModule(pl.LightningDataModule):
         return self._evaluation_loader("test")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        # From pinned memory there is no need to wait for the copy. An Apple GPU might read what is free again.
+        # A copy from pinned memory need not be waited for; an Apple GPU might read what is free again.
         return batch.to(device, non_blocking=device.type == "cuda")
 
     def _evaluation_loader(self, split: str) -> DataLoader:

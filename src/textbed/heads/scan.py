@@ -180,4 +180,5 @@ def scan(
         reverse: read each document from its end.
     """
     function = _LSTM if cell == "lstm" else _GRU
-    return function.apply(inputs_NG, weight_GH, bias_G, _spans(sizes, reverse))
+    # Under autocast the inputs come in half precision; what follows step by step keeps the weights' own.
+    return function.apply(inputs_NG.to(weight_GH.dtype), weight_GH, bias_G, _spans(sizes, reverse))

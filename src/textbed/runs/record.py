@@ -305,9 +305,7 @@ def finish_loggers(
             logger.finalize("failed" if failed else "success")
         except Exception as error:  # each logger has its own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            say(
-                f"{type(logger).__name__}: could not be closed ({reason}); the record in the run folder is whole"
-            )
+            say(f"{type(logger).__name__}: could not be closed ({reason}); the run folder has every figure")
     return lines
 
 
