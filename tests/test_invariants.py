@@ -339,6 +339,21 @@ def test_interrupted_twice_with_a_schedule_and_validation_inside_epochs(
     assert len(run.info()["resumed"]) == 2
 
 
+def test_a_checkpoint_between_two_optimizer_steps_is_not_gone_on_from(
+    runs: Runs, topics: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    accumulate = ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=3"]
+    whole = runs(*three(topics, *accumulate, "name=whole"))
+    go_on = stopping(monkeypatch, 0, 4, KeyboardInterrupt())  # best.ckpt is of batch 3, half of a step
+    with pytest.raises(KeyboardInterrupt):
+        runs(*three(topics, *accumulate, "name=parts"))
+    (run,) = (run for run in runs.made() if run.name == "parts")
+    go_on()
+    runs.resume(run)
+    assert "between two optimizer steps" in capfd.readouterr().err
+    assert_same_run(whole, run)
+
+
 @pytest.mark.slow
 def test_a_killed_run_ends_as_one_that_was_not(reference: RunFolder, runs: Runs, topics: Path) -> None:
     (runs.folder / "killing.py").write_text(

@@ -593,7 +593,7 @@ def test_nan_keeps_the_last_good_checkpoint(
 
 
 def test_a_learning_rate_far_too_large(runs: Runs, topics: Path) -> None:
-    line = runs.mistake(*on(topics, "optimizer=sgd", "optimizer.lr=1e38"))
+    line = runs.mistake(*on(topics, "optimizer=sgd", "optimizer.lr=1e30"))
     assert "the training loss became" in line
     assert "No epoch had ended before" in line
     (run,) = runs.made()

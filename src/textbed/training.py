@@ -81,6 +81,9 @@ def resume(path: str, overrides: Sequence[str]) -> Path | None:
     if folder.info().get("status") == "finished" and not overrides:
         raise UserError(f"{path}: this run is finished; to train on, give trainer.max_epochs=NUMBER as well.")
     checkpoint = folder.checkpoint_to_resume()
+    if checkpoint and _is_between_steps(checkpoint, cfg.trainer.get("accumulate_grad_batches", 1)):
+        say(f"{checkpoint.name} was written between two optimizer steps: the run starts anew")
+        checkpoint = None
     folder.resume(overrides)
     with _recording(folder, new=False):
         _run(cfg, folder, checkpoint, resumed=True)
@@ -278,7 +281,6 @@ def _overview(
     coverage: str | None,
     checkpoint: Path | None,
 ) -> Overview:
-    data.trainer = trainer  # the steps of an epoch depend on how many processes share it
     splits = {}
     for name, rows in data.splits.items():
         columns = [column.statistics(rows.rows) for column in data.encoded[rows.split]]
@@ -320,6 +322,12 @@ def _device(trainer: pl.Trainer) -> str:
     if device.type == "cpu":
         name += f", {torch.get_num_threads()} threads"
     return f"{trainer.world_size} x {name}" if trainer.world_size > 1 else name
+
+
+def _is_between_steps(checkpoint: Path, accumulated: int) -> bool:
+    """Whether batches had been accumulated whose gradients a checkpoint does not hold: only best.ckpt can."""
+    progress = AtomicCheckpointIO().peek(checkpoint)["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    return progress["current"]["ready"] % accumulated != 0 and not progress["is_last_batch"]
 
 
 def _steps_seen(checkpoint: Path | None) -> int:
