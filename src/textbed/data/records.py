@@ -50,18 +50,29 @@ def written_atomically(path: Path, key: str = "paths.cache") -> Iterator[Path]:
             temporary.unlink()
 
 
+def _memo(path: Path, cache: Path) -> Path:
+    status = path.stat()
+    key = [os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino]
+    return cache / "hashes" / hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
+
+
+def remembered_hash(path: Path, cache: Path) -> str | None:
+    """What ``content_hash`` would return, where that costs nothing; else None."""
+    try:
+        return _memo(path, cache).read_text()
+    except OSError:
+        return None
+
+
 def content_hash(path: Path, cache: Path) -> str:
     """Hash of a file's bytes, remembered in the cache by real path, size, modification time and inode.
 
     The first look costs one reading of the file (about 1 GB/s), later ones nothing.
     """
-    status = path.stat()
-    key = [os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino]
-    memo = cache / "hashes" / hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
-    try:
-        return memo.read_text()
-    except OSError:
-        pass
+    remembered = remembered_hash(path, cache)
+    if remembered is not None:
+        return remembered
+    memo = _memo(path, cache)
     with open(path, "rb") as file:
         value = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     try:
