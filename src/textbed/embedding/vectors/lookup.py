@@ -164,7 +164,7 @@ def read(
 
         remembered = [remembered_hash(file, cache) for file in source.files()]
         hashes = [value for value in remembered if value is not None]
-        kept = _recall(entry(hashes), shape) if len(hashes) == len(remembered) else None
+        kept = recall(entry(hashes), shape) if len(hashes) == len(remembered) else None
         if kept is not None:
             return kept
         # Hashing takes as long as reading, but another core, and only at the first look at a file.
@@ -179,7 +179,7 @@ def read(
             f"{some}; is it of another language, case or tokenizer?"
         )
     if cache is not None:
-        _keep(kept_as, matrix, found)
+        keep(kept_as, matrix, found)
     return matrix, found
 
 
@@ -240,8 +240,8 @@ def _fill(source: Source, keys: dict[bytes, int], matrix: np.ndarray, have: np.n
 # What was read before
 
 
-def _recall(path: Path, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | None:
-    """What ``_keep`` wrote; None where there is nothing, or nothing whole."""
+def recall(path: Path, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | None:
+    """What ``keep`` wrote; None where there is nothing, or nothing whole."""
     try:
         with path.open("rb") as file:
             matrix = np.load(file, allow_pickle=False)
@@ -252,7 +252,8 @@ def _recall(path: Path, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]
     return (matrix, found) if whole and matrix.shape == shape and found.shape == shape[:1] else None
 
 
-def _keep(path: Path, matrix: np.ndarray, found: np.ndarray) -> None:
+def keep(path: Path, matrix: np.ndarray, found: np.ndarray) -> None:
+    """Write what was read, whole or not at all."""
     with written_atomically(path) as temporary, temporary.open("wb") as file:
         np.save(file, matrix, allow_pickle=False)
         np.save(file, found, allow_pickle=False)
