@@ -1,6 +1,6 @@
 """Reading a GloVe-format text file for a vocabulary beside gensim's loader, in turn, on the same file.
 
-    python benchmarks/vectors.py [--rows 400000] [--width 300] [--words 50000] [--repeats 3]
+    python benchmarks/load_vectors.py [--rows 400000] [--width 300] [--words 50000] [--repeats 3]
 
 Makes the file (about 1 GB with the default sizes; kept in --folder for the next time) with the words drawn by
 a seed. Ours reads the rows of the vocabulary into a matrix, first without and then with its cache; gensim
@@ -96,7 +96,7 @@ def main() -> int:
         )
     medians = {name: statistics.median(done) for name, done in times.items()}
     result = {
-        "benchmark": "vectors",
+        "benchmark": "load_vectors",
         "rows": given.rows,
         "width": given.width,
         "words": given.words,
