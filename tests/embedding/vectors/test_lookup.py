@@ -49,6 +49,15 @@ def test_two_packed_files_in_one_are_both_read(tmp_path):
     assert vectors.read(tmp_path / "v.gz", ["the", "end"])[0].tolist() == [[1, 2], [7, 8]]
 
 
+def test_a_file_packed_in_many_parts_is_read_like_one(tmp_path):
+    lines = [b"%d 3\n" % 500, *(b"w%d %d 2 3\n" % (row, row) for row in range(500))]
+    (tmp_path / "v.gz").write_bytes(
+        b"".join(gzip.compress(line[:3]) + gzip.compress(line[3:]) for line in lines)
+    )
+    assert vectors.peek(tmp_path / "v.gz") == (500, 3)
+    assert vectors.read(tmp_path / "v.gz", ["w499", "w7"])[0].tolist() == [[499, 2, 3], [7, 2, 3]]
+
+
 def test_spellings_in_the_order_asked_for(tmp_path):
     path = tmp_path / "v.txt"
     path.write_bytes(b"the 1 1\nThe 2 2\ncat 3 3\nParis 4 4\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from textbed.embedding.vectors import files
-from textbed.embedding.vectors.files import Batch, Source, opened, shown
+from textbed.embedding.vectors.files import Batch, Source, opened, read_fully, shown
 from textbed.embedding.vectors.text import header_of
 from textbed.errors import UserError
 
@@ -38,7 +38,7 @@ class BinaryVectors(Source):
         size = 4 * self.width
         done = 0
         with opened(self.path, progress=True) as stream:
-            stream.read(self.begin)
+            read_fully(stream, self.begin)
             data, place, over = b"", 0, False
             while not over and done < self.count:
                 block = stream.read(max(files.BLOCK, 2 * size))

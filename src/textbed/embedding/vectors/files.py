@@ -148,7 +148,15 @@ def opened(path: Path, progress: bool = False) -> Iterator[Any]:
 def head_of(path: Path, size: int = BLOCK) -> bytes:
     """The first bytes of a file, unpacked."""
     with opened(path) as stream:
-        return stream.read(size)
+        return read_fully(stream, size)
+
+
+def read_fully(stream: Any, size: int) -> bytes:
+    """``size`` bytes, or what is left: a packed stream may give less at once, at the end of a part."""
+    data = stream.read(size)
+    while len(data) < size and (more := stream.read(size - len(data))):
+        data += more
+    return data
 
 
 def mapped(path: Path) -> mmap.mmap:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from textbed.data.vocabulary import in_order
 from textbed.embedding.vectors import files
-from textbed.embedding.vectors.files import SUPPORTED, Batch, Source, opened, shown
+from textbed.embedding.vectors.files import SUPPORTED, Batch, Source, opened, read_fully, shown
 from textbed.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
@@ -122,7 +122,7 @@ class TextVectors(Source):
             rest = b""
             size = min(CHUNK, files.BLOCK)
             start = True
-            while data := stream.read(size):
+            while data := read_fully(stream, size):
                 if start:
                     data, start = data.removeprefix(BOM), False
                     if self.promised is not None:
