@@ -279,6 +279,22 @@ MISTAKES = {
         ["embedding=frozen", "embedding.vectors=vectors.txt", "embedding.dim=300"],
         ["embedding.dim=300", "3 wide", "embedding.dim=3"],
     ),
+    "vectors in no folder": (
+        ["embedding=frozen", "embedding.vectors=nowhere/glove.txt"],
+        ["embedding.vectors=nowhere/glove.txt", "no such file or folder, nor a folder 'nowhere'"],
+    ),
+    "spelling": (
+        ["embedding=frozen", "embedding.vectors=vectors.txt", "embedding.case=[exact,upper]"],
+        ["embedding.case=['exact', 'upper']", "exact, lower and title"],
+    ),
+    "spelling twice": (
+        ["embedding=frozen", "embedding.vectors=vectors.txt", "embedding.case=[lower,lower]"],
+        ["embedding.case=['lower', 'lower']", "exact, lower and title"],
+    ),
+    "spelling of nothing": (
+        ["embedding.case=[exact,lower]"],
+        ["embedding.case=['exact', 'lower']", "no file of vectors"],
+    ),
     "no width": (["embedding.dim=null"], ["embedding.dim=null", "embedding.dim=300"]),
     "frozen that learns": (
         ["embedding=frozen", "embedding.vectors=vectors.txt", "embedding.lr=0.1"],

@@ -330,6 +330,39 @@ def test_pairs_of_texts(runs: Runs) -> None:
     assert batch.ids[: batch.offsets[1]].tolist() == first.tolist()
 
 
+def test_vectors_trained_on_the_training_split(runs: Runs, topics: Path) -> None:
+    """They need no file, are the same each time, and come from the training documents alone."""
+    pytest.importorskip("gensim")
+    wanted = on(topics, "embedding=frozen", "embedding.vectors=corpus", "embedding.dim=8", "test=false")
+    tables, taken = [], []
+    for more in ([], [], ["data.train_fraction=0.5"]):
+        run = runs(*wanted, *more)
+        weights = torch.load(run.last_checkpoint, weights_only=True)["state_dict"]
+        tables.append(weights["embedding.table.weight"])
+        taken.append(len(list((runs.folder / "cache" / "vectors").glob("corpus-*.rows"))))
+    assert tables[0].shape[1] == 8
+    assert torch.equal(tables[0], tables[1])
+    assert taken == [1, 1, 2]
+
+
+def test_spellings_reach_the_vectors(runs: Runs, topics: Path) -> None:
+    file = runs.folder / "vectors.txt"
+    file.write_text("Owl 1 2 3\nnest 4 5 6\n")
+    for case, row in (("[exact]", None), ("[exact,title]", [1.0, 2.0, 3.0])):
+        wanted = on(
+            topics,
+            "embedding=frozen",
+            f"embedding.vectors='{file}'",
+            f"embedding.case={case}",
+            "embedding.dim=null",
+        )
+        run = runs(*wanted, "test=false")
+        table = torch.load(run.last_checkpoint, weights_only=True)["state_dict"]["embedding.table.weight"]
+        tokens = load_tokenizer(run.tokenizer).tokens
+        assert table[tokens.index("nest")].tolist() == [4, 5, 6]
+        assert (table[tokens.index("owl")].tolist() == row) == (row is not None)
+
+
 def test_weights_by_class_and_smoothing_reach_the_loss(runs: Runs, topics: Path) -> None:
     rows = [row for number, row in enumerate(documents(120)) if row[1] != "bread" or number % 4 == 0]
     path = write_csv(runs.folder / "uneven.csv", rows)

@@ -411,7 +411,8 @@ def _no_vectors(trainable: Any) -> str:
     given = "" if trainable else " with embedding.trainable=false"
     return (
         f"embedding.vectors: expected a file of pretrained vectors{given}; "
-        "give embedding.vectors=FILE, or choose embedding=random."
+        "give embedding.vectors=FILE, or embedding.vectors=corpus to train some on the training split, or "
+        "choose embedding=random."
     )
 
 
@@ -424,6 +425,7 @@ def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]
             value = node.get(item.name, item.default)
             complete[item.name] = _checked(f"embedding.{item.name}", value, known[item.name])
     vectors, dim = complete["vectors"], complete["dim"]
+    _check_case(complete, vectors)
     if vectors is None:
         if not complete["trainable"] or option == "finetuned":
             raise UserError(_no_vectors(complete["trainable"]))
@@ -439,11 +441,7 @@ def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]
                 "embedding=random starts from random rows; "
                 "choose embedding=finetuned or embedding=frozen, or embedding.vectors=null.",
             )
-        if not Path(vectors).exists():
-            _check_exists("embedding.vectors", vectors)
-        from textbed.embedding.vectors import peek
-
-        _, width = peek(Path(vectors))
+        width = _width_of_vectors(vectors, dim)
         if dim is not None and dim != width:
             raise wrong(
                 "embedding.dim",
@@ -465,6 +463,30 @@ def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]
                     f"give embedding.{name}=null, or choose embedding=finetuned.",
                 )
     return complete
+
+
+def _check_case(node: dict[str, Any], vectors: Any) -> None:
+    case = node["case"] = list(node["case"])
+    if not case or len(set(map(str, case))) < len(case) or not {*case} <= {"exact", "lower", "title"}:
+        raise wrong(
+            "embedding.case", case, "expected some of exact, lower and title, such as [exact, lower]."
+        )
+    if vectors in (None, "corpus") and case != ["exact"]:
+        raise wrong("embedding.case", case, "there is no file of vectors to look words up in; leave it out.")
+
+
+def _width_of_vectors(vectors: str, dim: int | None) -> int:
+    """D of a file of vectors, and a look at its start; of vectors yet to be trained the one asked for."""
+    if vectors == "corpus":
+        from textbed.embedding.vectors import corpus
+
+        corpus.check_installed("embedding.vectors=corpus")
+        return corpus.DIM if dim is None else dim
+    from textbed.embedding.vectors import is_hub_id, peek
+
+    if not is_hub_id(vectors):
+        _check_exists("embedding.vectors", vectors)
+    return peek(vectors)[1]
 
 
 def _check_sparse(

@@ -275,13 +275,16 @@ TOKENIZERS: dict[str, type] = {
 
 @dataclass
 class EmbeddingConfig:
-    """The front end. The first five are read by the recipe, whatever the class; the rest are arguments of the
+    """The front end. The first six are read by the recipe, whatever the class; the rest are arguments of the
     class, and hold where it has an argument of that name."""
 
     trainable: bool = key(True)
     """Whether the table learns; false freezes it to the last bit."""
     vectors: str | None = key(None, path=True)
-    """File of pretrained vectors; null starts from random ones."""
+    """File or folder of pretrained vectors, or the hub id of a model; `corpus` trains them on the training
+    split; null starts from random ones."""
+    case: Any = key(("exact",), kinds=(list, tuple))
+    """Spellings under which a word is looked up in the vectors, in this order: exact, lower, title."""
     dim: int | None = key(None, minimum=1)
     """Width of a row (D); null is the width of the vectors."""
     lr: float | None = key(None, minimum=0)
@@ -305,7 +308,7 @@ class EmbeddingConfig:
 
 
 # Read by the recipe, so allowed beside the arguments of any front end.
-RECIPE_KEYS = ("trainable", "vectors", "dim", "lr", "weight_decay")
+RECIPE_KEYS = ("trainable", "vectors", "case", "dim", "lr", "weight_decay")
 
 
 @dataclass

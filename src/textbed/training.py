@@ -229,13 +229,17 @@ def build_model(cfg: DictConfig, data: TextDataModule) -> tuple[TextClassifier, 
         The model, and one line on how much of the vocabulary the pretrained vectors cover; None without any.
     """
     # These are the recipe's to read; all others are the front end's own arguments.
-    own = {key: value for key, value in cfg.embedding.items() if key not in ("vectors", "lr", "weight_decay")}
+    own = {
+        key: value
+        for key, value in cfg.embedding.items()
+        if key not in ("vectors", "case", "lr", "weight_decay")
+    }
     own["num_embeddings"] = len(data.tokenizer)
     if own.get("padding_idx") == "auto":
         own["padding_idx"] = data.tokenizer.pad_id
     coverage = None
     if cfg.embedding.vectors is not None:
-        matrix, found = vectors.read(cfg.embedding.vectors, data.tokenizer.tokens)
+        matrix, found = _vectors(cfg, data)
         own |= {"vectors": torch.from_numpy(matrix), "found": torch.from_numpy(found)}
         words = np.ones(len(found), dtype=bool)
         words[[data.tokenizer.pad_id, data.tokenizer.unk_id]] = False  # no file has a vector for these
@@ -271,6 +275,23 @@ def build_model(cfg: DictConfig, data: TextDataModule) -> tuple[TextClassifier, 
     if cfg.compile:
         model.compile(dynamic=True)
     return model, coverage
+
+
+def _vectors(cfg: DictConfig, data: TextDataModule) -> tuple[np.ndarray, np.ndarray]:
+    """The pretrained rows (V, D) of the vocabulary, and which there are, (V,) bool."""
+    cache = Path(cfg.paths.cache)
+    if cfg.embedding.vectors != "corpus":
+        pieces = cfg.tokenizer.kind == "subwords"
+        return vectors.read(
+            cfg.embedding.vectors, data.tokenizer.tokens, case=cfg.embedding.case, pieces=pieces, cache=cache
+        )
+    from textbed.embedding.vectors.corpus import vectors_of
+
+    if is_rank_zero():
+        say("embedding.vectors=corpus: vectors of the training split, trained once and then kept")
+    return vectors_of(
+        data.train_documents, data.train_fingerprint, len(data.tokenizer), cfg.embedding.dim, cache
+    )
 
 
 def _overview(

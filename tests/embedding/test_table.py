@@ -246,8 +246,8 @@ def test_configs_build_what_they_say(name):
     with hydra.initialize(version_base="1.3", config_path="../../configs"):
         settings = OmegaConf.to_container(hydra.compose(f"embedding/{name}").embedding)
     assert isinstance(settings, dict)
-    recipe = {key: settings.pop(key) for key in ("vectors", "lr", "weight_decay")}
-    assert recipe == {"vectors": None, "lr": None, "weight_decay": None}
+    recipe = {key: settings.pop(key) for key in ("vectors", "case", "lr", "weight_decay")}
+    assert recipe == {"vectors": None, "case": ["exact"], "lr": None, "weight_decay": None}
     assert settings.pop("padding_idx") == "auto"
     vectors = None if name == "random" else torch.ones(V, D)
     table = hydra.utils.instantiate(settings, num_embeddings=V, vectors=vectors, padding_idx=PAD)

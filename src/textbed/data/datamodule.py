@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,23 @@ class TextDataModule(pl.LightningDataModule):
         labels = self.sets["train"].labels
         assert labels is not None
         return labels
+
+    def train_documents(self) -> Iterator[np.ndarray]:
+        """The ids of the tokens of each training document; of pairs all first texts, then all second."""
+        train = self.splits["train"]
+        for column in self.encoded[train.split]:
+            for begin in range(0, len(train.rows), 1024):
+                ids, starts = column.gather(train.rows[begin : begin + 1024])
+                yield from np.split(ids, starts[1:-1])
+
+    @property
+    def train_fingerprint(self) -> str:
+        """A hash of ``train_documents``."""
+        digest = hashlib.blake2b(digest_size=16)
+        for ids in self.train_documents():
+            digest.update(len(ids).to_bytes(8, "little"))
+            digest.update(ids.astype("<i4").tobytes())
+        return digest.hexdigest()
 
     def train_dataloader(self) -> DataLoader:
         sampler = {"shuffled": ShuffledBatches, "bucketed": BucketedBatches}[self.data.batching]

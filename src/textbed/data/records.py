@@ -60,17 +60,28 @@ def status_of(path: Path) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
+def _memo(path: Path, cache: Path) -> Path:
+    key = [os.path.realpath(path), *status_of(path)]
+    return cache / "hashes" / hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
+
+
+def remembered_hash(path: Path, cache: Path) -> str | None:
+    """What ``content_hash`` would return, where that costs nothing; else None."""
+    try:
+        return _memo(path, cache).read_text()
+    except OSError:
+        return None
+
+
 def content_hash(path: Path, cache: Path) -> str:
     """Hash of a file's bytes, remembered in the cache by :func:`status_of` the file.
 
     The first look costs one reading of the file (about 1 GB/s), later ones nothing.
     """
-    key = [os.path.realpath(path), *status_of(path)]
-    memo = cache / "hashes" / hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
-    try:
-        return memo.read_text()
-    except OSError:
-        pass
+    remembered = remembered_hash(path, cache)
+    if remembered is not None:
+        return remembered
+    memo = _memo(path, cache)
     with open(path, "rb") as file:
         value = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     try:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from textbed.embedding import vectors
+from textbed.embedding.vectors import files
 from textbed.errors import UserError
 
 WORDS = ["<pad>", "<unk>", "the", "cat", "sat"]
@@ -90,7 +91,7 @@ def test_blocks_do_not_show(tmp_path, monkeypatch):
     """Rows that straddle the end of a block are read like others, at every position of the cut."""
     path = write(tmp_path, lines("4 3", "é 1 2 3", *ROWS))
     for size in range(30, 60):
-        monkeypatch.setattr(vectors, "BLOCK", size)
+        monkeypatch.setattr(files, "BLOCK", size)
         check(path)
 
 
@@ -175,12 +176,12 @@ BAD = {
     ),
     "commas": (lines("the,1,2", "cat,3,4"), "line 1 begins 'the,1,2'; expected a word and its numbers"),
     "pickle": (pickle.dumps(ROWS), "is a Python pickle, which is never opened"),
-    "zip": (b"PK\x03\x04" + bytes(50), "is a zip archive"),
-    "numpy": (b"\x93NUMPY" + bytes(50), "is a NumPy array"),
-    "fasttext": (b"\xba\x16\x4f\x2f" + bytes(50), "is a fastText .bin model"),
+    "zip": (b"PK\x03\x04" + bytes(50), "the zip archive is damaged"),
+    "numpy": (b"\x93NUMPY" + bytes(50), "its NumPy header is damaged"),
+    "fasttext": (b"\xba\x16\x4f\x2f" + bytes(50), "it is cut short"),
     "binary word2vec": (
         b"3 2\nthe " + np.zeros(2, np.float32).tobytes(),
-        "is word2vec's binary format, not text",
+        "the file ends in row 2: it is cut short",
     ),
     "binary": (bytes(range(50)), "is binary, not text"),
     "utf-16": (lines(*ROWS).encode("utf-16"), "is UTF-16 text (save it as UTF-8)"),
@@ -206,12 +207,12 @@ def test_missing_file_names_the_nearest(tmp_path):
         vectors.peek(tmp_path / "glove.6B.10d.txt")
     with pytest.raises(UserError, match="no such vectors file"):
         vectors.peek(tmp_path / "nowhere" / "glove.txt")
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match=r"is a folder without model\.safetensors"):
         vectors.peek(tmp_path)
 
 
 def test_a_line_without_end_is_not_kept_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(vectors, "BLOCK", 100)
+    monkeypatch.setattr(files, "BLOCK", 100)
     with pytest.raises(UserError, match="has no line end in its first 100 bytes"):
         vectors.peek(write(tmp_path, "the " + "1 " * 500))
     with pytest.raises(UserError, match="has a line of more than 100 bytes"):
