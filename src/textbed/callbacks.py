@@ -447,9 +447,8 @@ class Timing(Callback):
         self._stage = stage
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if (
-            self._stage != "fit"
-        ):  # a test loads its checkpoint with the callbacks' states, of an earlier epoch
+        # A test loads the callbacks' states with its checkpoint, and they are of an earlier epoch.
+        if self._stage != "fit":
             return
         self.seconds.update(state_dict["seconds"])
         self.measured = state_dict["measured"]
