@@ -174,7 +174,7 @@ def test_distill_makes_its_environment_once(tmp_path, monkeypatch, file):
         "pip",
         "install",
         "--quiet",
-        "model2vec[distill]",
+        *vector_tools.PACKAGES,
     ]
     assert commands[2][3] == "owner/model"
     assert commands[2][-1] == "8"

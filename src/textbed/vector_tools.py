@@ -285,7 +285,7 @@ def _documents(texts: Sequence[Path]) -> Iterator[list[str]]:
 
 # distill
 
-PACKAGES = ("model2vec[distill]",)
+PACKAGES = ("model2vec[distill,quantization]",)  # without the second its distillation cannot be imported
 DISTIL = """
 import sys
 from model2vec.distill import distill
@@ -312,7 +312,7 @@ def distill(model: str, to: Path, dim: int = 256, environment: Path | None = Non
     place = environment or Path.home() / ".cache" / "textbed" / "distill-environment"
     python = place / "bin" / "python"
     ready = place / "ready"
-    if not ready.is_file():
+    if not ready.is_file() or ready.read_text().split() != list(PACKAGES):
         shutil.rmtree(place, ignore_errors=True)
         _run([sys.executable, "-m", "venv", str(place)], "making the environment")
         _run([str(python), "-m", "pip", "install", "--quiet", *PACKAGES], "installing model2vec")
