@@ -213,21 +213,6 @@ def test_rows_that_documents_touch_move_in_a_tuned_table(
     assert torch.equal(after[pad], torch.zeros(8))
 
 
-@pytest.mark.xfail(strict=True, reason="not built: what training has not seen is <unk> in every mode")
-def test_words_of_the_file_alone_keep_their_vectors(runs: Runs, vectors: Path) -> None:
-    """Where the table is frozen, a word of the test split that training never saw has its vector."""
-    train = write_csv(runs.folder / "train.csv", documents(60))
-    test = write_csv(runs.folder / "test.csv", [("unseen", "boats"), ("nowhere", "boats"), ("zzz", "boats")])
-    paths = f"data.path={{train: '{train}', test: '{test}'}}"
-    chances = {}
-    for name in ("frozen", "random"):
-        given = [f"embedding.vectors='{vectors}'"] if name == "frozen" else []
-        run = runs(*on(train, paths, f"embedding={name}", *given))
-        chances[name] = [tuple(row) for row in predictions(run)["probability"]]
-    assert len(set(chances["random"])) == 1  # all of them are <unk>
-    assert len(set(chances["frozen"])) == 3
-
-
 # Seeds
 
 
