@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from machine import processor
 
 from textbed.embedding.vectors import read
 
@@ -38,17 +39,6 @@ def write(path: Path, rows: int, width: int) -> None:
             at = int(generator.integers(len(numbers) - width))
             file.write(f"w{row} {' '.join(numbers[at : at + width])}\n")
     temporary.rename(path)
-
-
-def processor() -> str:
-    """The processor's name, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n")
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
-    )
 
 
 def main() -> int:

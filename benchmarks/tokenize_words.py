@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from machine import processor
 
 from textbed.data.encoding import encode
 from textbed.data.vocabulary import as_texts, thread_count
@@ -84,17 +85,6 @@ def theirs(strings: list[str]) -> tuple[float, int, int]:
     )
     ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32)
     return time.perf_counter() - start, len(ids), tokenizer.get_vocab_size()
-
-
-def processor() -> str:
-    """The processor's name, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n")
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
-    )
 
 
 def main() -> int:

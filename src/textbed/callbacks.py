@@ -641,17 +641,7 @@ class Progress(ProgressBar):
         self._shown.clear()
         self._open("test", sum(trainer.num_test_batches))
 
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if self._bar is not None and time.perf_counter() >= self._next:
-            self._draw(batch_idx + 1)
+    on_test_batch_end = on_validation_batch_end
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
