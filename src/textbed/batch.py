@@ -38,6 +38,8 @@ class TokenBatch:
     """(B,) int64 class numbers, or (B, C) float32 zeros and ones for multi-label; None at prediction."""
     rows: Tensor | None = None
     """(B,) int64: the row of each document in its split, by which predictions are put back in order."""
+    weights: Tensor | None = None
+    """(N,) float: a factor on the row of each token; None is 1 for all. Front ends set it, no loader does."""
 
     def __len__(self) -> int:
         """B, the number of documents."""
@@ -69,11 +71,18 @@ class TokenBatch:
         if token_id is None:
             return self
         keep = self.ids != token_id
-        if bool(keep.all()):
-            return self
-        before = torch.zeros(keep.shape[0] + 1, dtype=self.offsets.dtype, device=keep.device)
-        torch.cumsum(keep, 0, dtype=before.dtype, out=before[1:])
-        return dataclasses.replace(self, ids=self.ids[keep], offsets=before[self.offsets])
+        return self if bool(keep.all()) else self.where(keep)
+
+    def where(self, keep_N: Tensor) -> TokenBatch:
+        """The same documents with the tokens alone at which ``keep_N`` (N,) bool is true. O(N)."""
+        before = torch.zeros(keep_N.shape[0] + 1, dtype=self.offsets.dtype, device=keep_N.device)
+        torch.cumsum(keep_N, 0, dtype=before.dtype, out=before[1:])
+        return dataclasses.replace(
+            self,
+            ids=self.ids[keep_N],
+            offsets=before[self.offsets],
+            weights=None if self.weights is None else self.weights[keep_N],
+        )
 
     def reduce(self, values_ND: Tensor, mode: Reduction) -> Tensor:
         """Reduce a value per token (N, D) to one per document (B, D), zeros for an empty document.
@@ -110,4 +119,5 @@ class TokenBatch:
             function(self.offsets),
             None if self.labels is None else function(self.labels),
             None if self.rows is None else function(self.rows),
+            None if self.weights is None else function(self.weights),
         )

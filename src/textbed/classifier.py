@@ -255,7 +255,7 @@ class TextClassifier(pl.LightningModule):
 
     def features(self, batch: TokenBatch) -> Tensor:
         """(B, H) from the head; for pairs (P, 4H)."""
-        features = self.head(batch, self.embedding)  # (B, H)
+        features = self.head(self.embedding.prepare(batch), self.embedding)  # (B, H)
         if not self.pairs:
             return features
         u, v = features.tensor_split(2)  # (P, H) each

@@ -65,7 +65,7 @@ GROUPS: dict[str, type] = {"data": DataConfig, "classifier": ClassifierConfig, "
 # Keys beside a `_target_` that the recipe reads itself, and arguments that it fills in itself.
 CONSUMED = {"embedding": frozenset(RECIPE_KEYS), "scheduler": frozenset({"interval", "monitor"})}
 SUPPLIED = {
-    "embedding": frozenset({"num_embeddings", "found"}),
+    "embedding": frozenset({"num_embeddings", "found", "tokens", "counts"}),
     "head": frozenset({"dim"}),
     "optimizer": frozenset({"params"}),
     "scheduler": frozenset({"optimizer"}),

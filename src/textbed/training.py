@@ -28,6 +28,7 @@ from textbed.runs import pictures
 from textbed.runs.folder import RunFolder, is_rank_zero, peak_memory, say, write_text
 from textbed.runs.record import finish_loggers, log_settings, make_loggers, read_metrics
 from textbed.runs.summary import Overview, PartSummary, SplitSummary, share, show_overview, show_result
+from textbed.targets import read_arguments
 
 # What a resumed run may change. Everything else decides the figures, and would make one record of two runs.
 RESUME_MAY_CHANGE = ("trainer.", "callbacks.", "data.mirror", "data.path", "data.workers", "threads", "test")
@@ -234,7 +235,12 @@ def build_model(cfg: DictConfig, data: TextDataModule) -> tuple[TextClassifier, 
         for key, value in cfg.embedding.items()
         if key not in ("vectors", "case", "lr", "weight_decay")
     }
+    takes = read_arguments(cfg.embedding._target_).names
     own["num_embeddings"] = len(data.tokenizer)
+    if "tokens" in takes:
+        own["tokens"] = data.tokenizer.tokens
+    if "counts" in takes:
+        own["counts"] = torch.from_numpy(data.train_counts)
     if own.get("padding_idx") == "auto":
         own["padding_idx"] = data.tokenizer.pad_id
     coverage = None

@@ -49,6 +49,13 @@ def rows_of(loader: Any) -> list[list[int]]:
     return [batch.rows.tolist() for batch in loader]
 
 
+def test_train_counts_are_of_the_training_documents_alone(make: Any) -> None:
+    module = make()
+    expected = np.bincount(np.concatenate(list(module.train_documents())), minlength=len(module.tokenizer))
+    assert module.train_counts.tolist() == expected.tolist()
+    assert expected.sum() == module.sets["train"].lengths.sum()
+
+
 def test_set_up_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make()
     sets = dict(module.sets)

@@ -55,6 +55,20 @@ def test_pool_and_its_gradient_against_a_loop(mode, padding_idx, way):
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("way", ["fused", "plain"])
+def test_weights_multiply_rows_and_a_mean_divides_by_the_tokens(mode, way):
+    torch.manual_seed(0)
+    table = Table(V, D, padding_idx=PAD)
+    pool = table.pool if way == "fused" else lambda *args: FrontEnd.pool(table, *args)
+    batch = batch_of([3, 1], [2, PAD])
+    batch.weights = torch.tensor([0.5, -2.0, 3.0, 7.0])
+    rows = table.table.weight
+    both = torch.stack([0.5 * rows[3], -2.0 * rows[1]])
+    first = {"sum": both.sum(0), "mean": both.sum(0) / 2, "max": both.amax(0)}[mode]
+    torch.testing.assert_close(pool(batch, mode), torch.stack([first, 3.0 * rows[2]]))
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_padding_idx_off_the_cpu_means_the_same(mode):
     """A GPU gets padding_idx itself instead of ids without padding; here both are computed by the CPU."""
     table = Table(V, D, padding_idx=PAD)
@@ -101,7 +115,7 @@ def test_max_norm_shortens_what_is_looked_up(mode, norm_type):
     pooled = table.pool(batch_of([3]), mode)
     assert pooled.norm(norm_type).item() == pytest.approx(0.5, abs=1e-5)
     assert table.table.weight[4].tolist() == [10.0] * D
-    assert table(torch.tensor([4])).norm(norm_type).item() == pytest.approx(0.5, abs=1e-5)
+    assert table(batch_of([4])).norm(norm_type).item() == pytest.approx(0.5, abs=1e-5)
     # Two lookups before the backward pass, each of which writes in place.
     (table.pool(BATCH, "mean") + table.pool(BATCH, "max")).sum().backward()
 
@@ -112,7 +126,7 @@ def test_a_frozen_table_is_shortened_once():
     assert (table.table.weight.norm(dim=1) <= 1 + 1e-6).all()
     before = table.table.weight.clone()
     table.pool(BATCH, "mean")
-    table(BATCH.ids)
+    table(BATCH)
     assert torch.equal(before, table.table.weight)
 
 

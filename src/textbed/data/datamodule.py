@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,12 @@ class TextDataModule(pl.LightningDataModule):
         labels = self.sets["train"].labels
         assert labels is not None
         return labels
+
+    @cached_property
+    def train_counts(self) -> np.ndarray:
+        """How often each token occurs in the training documents, (V,) int64."""
+        train, size = self.splits["train"], len(self.tokenizer)
+        return np.sum([column.count(train.rows, size) for column in self.encoded[train.split]], axis=0)
 
     def train_documents(self) -> Iterator[np.ndarray]:
         """The ids of the tokens of each training document; of pairs all first texts, then all second."""

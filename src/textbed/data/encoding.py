@@ -172,6 +172,17 @@ class EncodedTexts:
         ids = np.array(tokens) if self.remap is None else self.remap.take(tokens)
         return without(ids, starts, self.unk_id) if self.drop_unknown else (ids, starts)
 
+    def count(self, rows: np.ndarray, size: int) -> np.ndarray:
+        """How often each of ``size`` ids occurs in ``rows``, (size,) int64. Reads their tokens once."""
+        if self.remap is None:
+            return self.column.count(np.asarray(rows, np.int64), size)
+        counts = self.column.count(np.asarray(rows, np.int64), len(self.remap))
+        total = np.zeros(size, np.int64)
+        np.add.at(total, self.remap, counts)
+        if self.drop_unknown:
+            total[self.unk_id] = 0
+        return total
+
     def statistics(self, rows: np.ndarray) -> TextStatistics:
         """Count documents, tokens, distinct words and unknown tokens of ``rows``. Reads their tokens once."""
         rows = np.asarray(rows, np.int64)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from textbed.batch import Reduction, TokenBatch
+from textbed.embedding import bag
 from textbed.errors import UserError, nearest
 
 Initialisation = Literal["normal", "uniform", "zeros"]
@@ -29,8 +29,15 @@ class FrontEnd(nn.Module):
     padding_idx: int | None = None
     """The id that stands for no token; heads do not see it wherever it comes in a document."""
 
-    def forward(self, ids_N: Tensor) -> Tensor:
-        """Rows (N, D) of the token ids (N,)."""
+    def prepare(self, batch: TokenBatch) -> TokenBatch:
+        """What the front end makes of a batch before a head reads it; the model calls it once for each batch.
+
+        It may leave tokens out and give them weights. Here the batch stays as it is.
+        """
+        return batch
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """A row for each token, (N, D), times its weight where the batch has weights."""
         raise NotImplementedError
 
     def pool(self, batch: TokenBatch, mode: Reduction) -> Tensor:
@@ -39,7 +46,7 @@ class FrontEnd(nn.Module):
         This plain way makes (N, D) first. A front end that can do without it says so by overriding this.
         """
         batch = batch.without(self.padding_idx)
-        return batch.reduce(self(batch.ids), mode)
+        return batch.reduce(self(batch), mode)
 
 
 class Table(FrontEnd):
@@ -139,34 +146,22 @@ class Table(FrontEnd):
             sparse=sparse,
         )
 
-    def forward(self, ids_N: Tensor) -> Tensor:
-        """Rows (N, D) of the token ids (N,)."""
-        return self.table(ids_N)
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """A row for each token, (N, D), times its weight where the batch has weights."""
+        rows_ND = self.table(batch.ids)
+        return rows_ND if batch.weights is None else rows_ND * batch.weights.unsqueeze(1)
 
     def pool(self, batch: TokenBatch, mode: Reduction) -> Tensor:
         """The sum, mean or maximum of each document's rows, (B, D), without making (N, D)."""
         table = self.table
-        if table.weight.requires_grad and (table.scale_grad_by_freq or (table.sparse and mode == "max")):
-            # embedding_bag has no sparse maximum. In torch 2.13 its scale_grad_by_freq is wrong on the CPU,
-            # dividing one token's gradient by the count of another (pytorch#190063), and left out on MPS.
+        if table.weight.requires_grad and table.scale_grad_by_freq:
+            # In torch 2.13 embedding_bag's own is wrong on the CPU, dividing one token's gradient by the
+            # count of another (pytorch#190063), and left out on MPS.
             return super().pool(batch, mode)
-        padding_idx = self.padding_idx
-        if batch.ids.is_cpu and not torch.compiler.is_compiling():
-            # On the CPU padding_idx costs embedding_bag its fast kernel (70,000 tokens: 7 ms instead of 0.5),
-            # while a look for padding costs 0.02 ms. On a GPU the look would be a wait, in a compiled graph a
-            # break.
-            batch, padding_idx = batch.without(padding_idx), None
-        return F.embedding_bag(
-            batch.ids,
-            table.weight,
-            batch.offsets,
-            mode=mode,
-            max_norm=table.max_norm,
-            norm_type=table.norm_type,
-            sparse=table.sparse and mode != "max",
-            include_last_offset=True,
-            padding_idx=padding_idx,
-        )
+        if table.max_norm is not None:
+            with torch.no_grad():
+                torch.embedding_renorm_(table.weight, batch.ids, table.max_norm, table.norm_type)
+        return bag.pool(table.weight, batch, mode, padding_idx=self.padding_idx, sparse=table.sparse)
 
     def extra_repr(self) -> str:
         return f"trainable={self.table.weight.requires_grad}"

@@ -26,8 +26,8 @@ Readout = Literal["last", "mean", "max"]
 class Recurrent(Head):
     """An LSTM (Hochreiter & Schmidhuber 1997) or GRU (Cho et al. 2014) read once over each document.
 
-    Tokens are looked up in packed order straight from the flat ids, so neither (B, L, D) nor a padded step is
-    ever made: time and memory go with N. L steps follow one another, which is what a long document costs.
+    Flat tokens are put into packed order, so neither (B, L, D) nor a padded step is ever made: time and
+    memory go with N. L steps follow one another, which is what a long document costs.
 
     Args:
         dim: D, width of the front end's rows.
@@ -80,13 +80,14 @@ class Recurrent(Head):
             # Nothing to read. The zeros still hang on every parameter, since DDP wants a gradient for each at
             # each step.
             touched = sum(
-                (parameter.sum() * 0 for parameter in self.parameters()), start=embedding(batch.ids).sum()
+                (parameter.sum() * 0 for parameter in self.parameters()), start=embedding(batch).sum()
             )
             return touched.expand(len(batch), self.out_dim)
 
         slots_N, batch_sizes, documents = pack(batch)
-        packed_ids = torch.empty_like(batch.ids).scatter_(0, slots_N, batch.ids)
-        states_NH = self._states(embedding(packed_ids), batch_sizes)
+        packed_N = torch.empty_like(slots_N)  # the token in each slot
+        packed_N[slots_N] = torch.arange(len(slots_N), device=slots_N.device)
+        states_NH = self._states(embedding(batch)[packed_N], batch_sizes)
         if self.readout != "last":
             return batch.reduce(states_NH[slots_N], self.readout)
         last = states_NH[slots_N[batch.offsets[1:][documents] - 1]]
