@@ -266,4 +266,4 @@ def test_configs_build_what_they_say(name):
     vectors = None if name == "random" else torch.ones(V, D)
     table = hydra.utils.instantiate(settings, num_embeddings=V, vectors=vectors, padding_idx=PAD)
     assert table.table.weight.requires_grad == (name != "frozen")
-    assert table.dim == (64 if name == "random" else D)
+    assert table.dim == (100 if name == "random" else D)
