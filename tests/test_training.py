@@ -39,6 +39,7 @@ from textbed.data.datamodule import TextDataModule
 from textbed.data.encoding import load_tokenizer
 from textbed.errors import UserError
 from textbed.runs.folder import RunFolder
+from textbed.runs.summary import share
 
 SETTINGS = ("seed=7", "name=kept")
 
@@ -345,7 +346,7 @@ def test_vectors_trained_on_the_training_split(runs: Runs, topics: Path) -> None
     assert taken == [1, 1, 2]
 
 
-def test_spellings_reach_the_vectors(runs: Runs, topics: Path) -> None:
+def test_spellings_reach_the_vectors(runs: Runs, topics: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = runs.folder / "vectors.txt"
     file.write_text("Owl 1 2 3\nnest 4 5 6\n")
     for case, row in (("[exact]", None), ("[exact,title]", [1.0, 2.0, 3.0])):
@@ -361,6 +362,13 @@ def test_spellings_reach_the_vectors(runs: Runs, topics: Path) -> None:
         tokens = load_tokenizer(run.tokenizer).tokens
         assert table[tokens.index("nest")].tolist() == [4, 5, 6]
         assert (table[tokens.index("owl")].tolist() == row) == (row is not None)
+        data = data_of(run)
+        texts = [data.corpus.splits["train"].text(int(place)) for place in data.splits["train"].rows]
+        words = " ".join(texts).split()
+        have = [word for word in words if word == "nest" or (word == "owl" and row is not None)]
+        shown = " ".join(capfd.readouterr().err.split())
+        types, tokens = share(len(set(have)), len(set(words))), share(len(have), len(words))
+        assert f": {types} of the distinct words of the training text, {tokens} of all" in shown
 
 
 def test_weights_by_class_and_smoothing_reach_the_loss(runs: Runs, topics: Path) -> None:

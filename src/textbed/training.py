@@ -23,6 +23,8 @@ from textbed.classifier import Schedule, TextClassifier, balanced_weights, optim
 from textbed.data.datamodule import TextDataModule
 from textbed.data.encoding import load_tokenizer
 from textbed.embedding import vectors
+from textbed.embedding.report import coverage
+from textbed.embedding.table import FrontEnd
 from textbed.errors import UserError
 from textbed.runs import pictures
 from textbed.runs.folder import RunFolder, is_rank_zero, peak_memory, say, write_text
@@ -227,32 +229,12 @@ def build_model(cfg: DictConfig, data: TextDataModule) -> tuple[TextClassifier, 
     alone.
 
     Returns:
-        The model, and one line on how much of the vocabulary the pretrained vectors cover; None without any.
+        The model, and one line on how much of the training text the pretrained vectors cover; None without
+        any.
     """
-    # These are the recipe's to read; all others are the front end's own arguments.
-    own = {
-        key: value
-        for key, value in cfg.embedding.items()
-        if key not in ("vectors", "case", "lr", "weight_decay")
-    }
-    takes = read_arguments(cfg.embedding._target_).names
-    own["num_embeddings"] = len(data.tokenizer)
-    if "tokens" in takes:
-        own["tokens"] = data.tokenizer.tokens
-    if "counts" in takes:
-        own["counts"] = torch.from_numpy(data.train_counts)
-    if own.get("padding_idx") == "auto":
-        own["padding_idx"] = data.tokenizer.pad_id
-    coverage = None
-    if cfg.embedding.vectors is not None:
-        matrix, found = _vectors(cfg, data)
-        own |= {"vectors": torch.from_numpy(matrix), "found": torch.from_numpy(found)}
-        words = np.ones(len(found), dtype=bool)
-        words[[data.tokenizer.pad_id, data.tokenizer.unk_id]] = False  # no file has a vector for these
-        known = share(int(found[words].sum()), int(words.sum()))
-        coverage = f"{cfg.embedding.vectors}: {known} of the vocabulary"
-    with seeded(cfg.seed, "embedding"):
-        embedding = instantiate(own)
+    if cfg.embedding.vectors == "corpus" and is_rank_zero():
+        say("embedding.vectors=corpus: vectors of the training split, trained once and then kept")
+    embedding, found = build_embedding(cfg, data)
     with seeded(cfg.seed, "head"):
         head = instantiate(cfg.head, dim=embedding.dim)
 
@@ -280,7 +262,46 @@ def build_model(cfg: DictConfig, data: TextDataModule) -> tuple[TextClassifier, 
     )
     if cfg.compile:
         model.compile(dynamic=True)
-    return model, coverage
+    if found is None:
+        return model, None
+    train = coverage(*data.type_counts("train"), found=found)
+    assert train.vectors is not None
+    types = share(train.vectors.types, train.all.types)
+    tokens = share(train.vectors.tokens, train.all.tokens)
+    kind = cfg.tokenizer.kind
+    return (
+        model,
+        f"{cfg.embedding.vectors}: {types} of the distinct {kind} of the training text, {tokens} of all",
+    )
+
+
+def build_embedding(cfg: DictConfig, data: TextDataModule) -> tuple[FrontEnd, np.ndarray | None]:
+    """The front end that ``cfg`` describes, as it is before training: the same rows at every call.
+
+    Returns:
+        The front end, and which tokens of the vocabulary have a pretrained vector, (V,) bool; None without
+        any.
+    """
+    # These are the recipe's to read; all others are the front end's own arguments.
+    own = {
+        key: value
+        for key, value in cfg.embedding.items()
+        if key not in ("vectors", "case", "lr", "weight_decay")
+    }
+    takes = read_arguments(cfg.embedding._target_).names
+    own["num_embeddings"] = len(data.tokenizer)
+    if "tokens" in takes:
+        own["tokens"] = data.tokenizer.tokens
+    if "counts" in takes:
+        own["counts"] = torch.from_numpy(data.train_counts)
+    if own.get("padding_idx") == "auto":
+        own["padding_idx"] = data.tokenizer.pad_id
+    found = None
+    if cfg.embedding.vectors is not None:
+        matrix, found = _vectors(cfg, data)
+        own |= {"vectors": torch.from_numpy(matrix), "found": torch.from_numpy(found)}
+    with seeded(cfg.seed, "embedding"):
+        return instantiate(own), found
 
 
 def _vectors(cfg: DictConfig, data: TextDataModule) -> tuple[np.ndarray, np.ndarray]:
@@ -293,8 +314,6 @@ def _vectors(cfg: DictConfig, data: TextDataModule) -> tuple[np.ndarray, np.ndar
         )
     from textbed.embedding.vectors.corpus import vectors_of
 
-    if is_rank_zero():
-        say("embedding.vectors=corpus: vectors of the training split, trained once and then kept")
     return vectors_of(
         data.train_documents, data.train_fingerprint, len(data.tokenizer), cfg.embedding.dim, cache
     )

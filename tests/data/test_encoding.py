@@ -166,6 +166,40 @@ def test_dropped_words_count_as_unknown_in_the_figures(tmp_path) -> None:
     assert (figures.tokens, figures.unknown, figures.empty, figures.distinct) == (4, 2, 1, 3)
 
 
+@pytest.mark.parametrize("unknown", ["keep", "drop"])
+def test_types_outside_the_vocabulary_are_one_in_both_texts_of_a_pair(unknown, tmp_path) -> None:
+    pairs = FakeSplit(["a b a", "b x y"], ["b c", "x z a x"])
+    settings = {"kind": "words", "unknown": unknown}
+    tokenizer, columns = encode(settings, {"train": pairs}, 2, ("train", np.arange(1)), tmp_path)
+    known, outside = encoding.type_counts(columns["train"], np.arange(1), len(tokenizer))
+    assert dict(zip(tokenizer.tokens, known.tolist(), strict=True)) == {
+        "<pad>": 0, "<unk>": 0, "a": 2, "b": 2, "c": 1,
+    }  # fmt: skip
+    assert outside.tolist() == []
+    known, outside = encoding.type_counts(columns["train"], np.array([1]), len(tokenizer))
+    assert known.tolist() == [0, 0, 1, 1, 0]
+    assert sorted(outside.tolist()) == [1, 1, 3]  # y, z, and x of both texts
+
+
+def test_types_of_characters_and_subwords(tmp_path) -> None:
+    split = FakeSplit(["abab", "abcabcdd"], ["b", "de"])
+    tokenizer, columns = encode(
+        {"kind": "characters"}, {"train": split}, 2, ("train", np.arange(1)), tmp_path
+    )
+    known, outside = encoding.type_counts(columns["train"], np.array([1]), len(tokenizer))
+    assert tokenizer.tokens[2:] == ["b", "a"]
+    assert known.tolist() == [0, 0, 2, 2]
+    assert sorted(outside.tolist()) == [1, 2, 3]  # e, c, and d of both texts
+    settings = {"kind": "subwords", "vocabulary_size": 60, "algorithm": "wordpiece"}
+    tokenizer, columns = encode(settings, {"train": split}, 1, ("train", np.arange(1)), tmp_path)
+    ids, _ = columns["train"][0].gather(np.arange(2))
+    known, outside = encoding.type_counts(columns["train"], np.arange(2), len(tokenizer))
+    counts = np.bincount(ids, minlength=len(tokenizer))
+    assert outside.tolist() == [counts[tokenizer.unk_id]] == [1]
+    counts[tokenizer.unk_id] = 0
+    assert known.tolist() == counts.tolist()
+
+
 def stored_files(cache) -> dict[str, bytes]:
     return {
         f"{path.parent.name}/{path.name}": path.read_bytes() for path in cache.rglob("*") if path.is_file()

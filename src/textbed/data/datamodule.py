@@ -109,6 +109,11 @@ class TextDataModule(pl.LightningDataModule):
         train, size = self.splits["train"], len(self.tokenizer)
         return np.sum([column.count(train.rows, size) for column in self.encoded[train.split]], axis=0)
 
+    def type_counts(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """How often each token of the vocabulary occurs in a split, and each one outside it."""
+        rows = self.splits[split]
+        return encoding.type_counts(self.encoded[rows.split], rows.rows, len(self.tokenizer))
+
     def train_documents(self) -> Iterator[np.ndarray]:
         """The ids of the tokens of each training document; of pairs all first texts, then all second."""
         train = self.splits["train"]

@@ -22,7 +22,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +58,7 @@ BLOCK_TOKENS = 4_000_000
 # long.
 STALE_SECONDS = 6 * 3600
 META = "meta.json"
+WORDS = "words.arrow"
 
 
 class TextSplit(Protocol):
@@ -103,9 +104,13 @@ class Column:
     @property
     def words(self) -> pa.Array:
         """The distinct words, large_string, in order of first appearance (columns of words only)."""
-        with pa.memory_map(str(self.folder / "words.arrow")) as source:
+        with pa.memory_map(str(self.folder / WORDS)) as source:
             words = pa.ipc.open_file(source).read_all()["word"]
         return pa.concat_arrays([pa.array([], pa.large_string()), *words.chunks])
+
+    def names(self, ids: np.ndarray) -> pa.Array:
+        """What provisional ids stand for, the same in every column: words, else the ids themselves."""
+        return self.words.take(pa.array(ids)) if (self.folder / WORDS).is_file() else pa.array(ids)
 
     def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the provisional ids of B rows end to end, (N,) int32, and their starts, (B + 1,) int64."""
@@ -201,6 +206,32 @@ class EncodedTexts:
             distinct=int(np.count_nonzero(counts)),
             unknown=int(unknown),
         )
+
+
+def type_counts(
+    columns: Sequence[EncodedTexts], rows: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How often each distinct token occurs in ``rows`` of all columns, before unknown ones are dropped.
+
+    Returns the counts of the vocabulary's tokens, (size,) int64, 0 for the unknown one; and those of the
+    distinct tokens outside it, int64. Subwords keep no text of what is unknown: there all of it is one.
+    """
+    rows = np.asarray(rows, np.int64)
+    known = np.zeros(size, np.int64)
+    names, unknown = [], []
+    for column in columns:
+        remap = np.arange(size) if column.remap is None else column.remap
+        counts = column.column.count(rows, len(remap))
+        np.add.at(known, remap, counts)
+        outside = np.flatnonzero((remap == column.unk_id) & (counts > 0))
+        names.append(column.column.names(outside))
+        unknown.append(counts[outside])
+        known[column.unk_id] = 0
+    # Two columns of words number them each in its own way; they are one word where they are spelt alike.
+    merged = pa.concat_arrays(names).dictionary_encode()
+    total = np.zeros(len(merged.dictionary), np.int64)
+    np.add.at(total, merged.indices.to_numpy(), np.concatenate(unknown))
+    return known, total
 
 
 def encode(
@@ -481,7 +512,7 @@ def _write_words(
         yield from pieces
 
     _write_tokens(folder, merged())
-    with open(folder / "words.arrow", "wb") as file:
+    with open(folder / WORDS, "wb") as file:
         table = pa.table({"word": distinct})
         with pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
