@@ -279,6 +279,27 @@ MISTAKES = {
         ["embedding=frozen", "embedding.vectors=vectors.txt", "embedding.dim=300"],
         ["embedding.dim=300", "3 wide", "embedding.dim=3"],
     ),
+    "no width to reduce to": (
+        ["embedding=frozen", "embedding.vectors=vectors.txt", "embedding.reduce=pca"],
+        ["embedding.dim=null", "embedding.reduce=pca", "3 wide", "at most 3", "embedding.reduce=null"],
+    ),
+    "wider than the vectors": (
+        ["embedding=frozen", "embedding.vectors=vectors.txt", "embedding.reduce=truncate", "embedding.dim=4"],
+        ["embedding.dim=4", "3 wide", "at most 3"],
+    ),
+    "narrower than the vectors": (
+        ["embedding=frozen", "embedding.vectors=vectors.txt", "embedding.dim=2"],
+        ["embedding.dim=2", "3 wide", "embedding.reduce=truncate, or pca, makes"],
+    ),
+    "kind of reduction": (["embedding.reduce=PCA"], ["embedding.reduce=PCA", "truncate, pca"]),
+    "reduction of nothing": (
+        ["embedding.reduce=pca"],
+        ["embedding.reduce=pca", "no vectors", "embedding.vectors=FILE", "embedding.reduce=null"],
+    ),
+    "all components removed": (
+        ["embedding=frozen", "embedding.vectors=vectors.txt", "embedding.remove_components=3"],
+        ["embedding.remove_components=3", "3 columns", "from 0 to 2"],
+    ),
     "vectors in no folder": (
         ["embedding=frozen", "embedding.vectors=nowhere/glove.txt"],
         ["embedding.vectors=nowhere/glove.txt", "no such file or folder, nor a folder 'nowhere'"],

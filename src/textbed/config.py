@@ -429,6 +429,13 @@ def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]
     if vectors is None:
         if not complete["trainable"] or option == "finetuned":
             raise UserError(_no_vectors(complete["trainable"]))
+        for name in ("reduce", "remove_components"):
+            if complete[name] is not None:
+                raise wrong(
+                    f"embedding.{name}",
+                    complete[name],
+                    f"there are no vectors to change; give embedding.vectors=FILE, or embedding.{name}=null.",
+                )
         if dim is None:
             raise UserError(
                 "embedding.dim=null: without vectors the width must be given, such as embedding.dim=300."
@@ -442,14 +449,9 @@ def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]
                 "choose embedding=finetuned or embedding=frozen, or embedding.vectors=null.",
             )
         width = _width_of_vectors(vectors, dim)
-        if dim is not None and dim != width:
-            raise wrong(
-                "embedding.dim",
-                dim,
-                f"the vectors of {vectors} are {width} wide; "
-                f"give embedding.dim={width}, or embedding.dim=null to take theirs.",
-            )
-        complete["dim"] = width
+        complete["dim"] = _check_width(complete, width)
+        if dim == width:
+            complete["reduce"] = None  # a sweep over the width may well end at the vectors' own
     if not complete["trainable"]:
         for name, reason in (
             ("lr", "a frozen table learns nothing"),
@@ -463,6 +465,41 @@ def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]
                     f"give embedding.{name}=null, or choose embedding=finetuned.",
                 )
     return complete
+
+
+def _check_width(node: Mapping[str, Any], width: int) -> int:
+    """D of a table that starts from vectors of ``width`` columns."""
+    vectors, dim, reduce = node["vectors"], node["dim"], node["reduce"]
+    if reduce is not None and vectors == "corpus":
+        raise wrong(
+            "embedding.reduce",
+            reduce,
+            "vectors of the training split are trained as wide as embedding.dim says; leave it out.",
+        )
+    if reduce is not None and (dim is None or dim > width):
+        raise wrong(
+            "embedding.dim",
+            dim,
+            f"embedding.reduce={reduce} needs a width to reduce to: the vectors of {vectors} are {width} "
+            f"wide, so give a number of at most {width}, or embedding.reduce=null.",
+        )
+    if dim is not None and dim != width and reduce is None:
+        less = "; embedding.reduce=truncate, or pca, makes them narrower" if dim < width else ""
+        raise wrong(
+            "embedding.dim",
+            dim,
+            f"the vectors of {vectors} are {width} wide; "
+            f"give embedding.dim={width}, or embedding.dim=null to take theirs{less}.",
+        )
+    width = width if dim is None else dim
+    gone = node["remove_components"]
+    if gone is not None and gone >= width:
+        raise wrong(
+            "embedding.remove_components",
+            gone,
+            f"the vectors have {width} columns; expected null or a number from 0 to {width - 1}.",
+        )
+    return width
 
 
 def _check_case(node: dict[str, Any], vectors: Any) -> None:

@@ -275,8 +275,8 @@ TOKENIZERS: dict[str, type] = {
 
 @dataclass
 class EmbeddingConfig:
-    """The front end. The first six are read by the recipe, whatever the class; the rest are arguments of the
-    class, and hold where it has an argument of that name."""
+    """The front end. Those of ``RECIPE_KEYS`` are read by the recipe, whatever the class; the rest are
+    arguments of the class, and hold where it has an argument of that name."""
 
     trainable: bool = key(True)
     """Whether the table learns; false freezes it to the last bit."""
@@ -287,6 +287,10 @@ class EmbeddingConfig:
     """Spellings under which a word is looked up in the vectors, in this order: exact, lower, title."""
     dim: int | None = key(None, minimum=1)
     """Width of a row (D); null is the width of the vectors."""
+    reduce: str | None = key(None, choices=("truncate", "pca"))
+    """How wider vectors become `dim` wide: their first columns, or their principal components; null: not."""
+    remove_components: int | None = key(None, minimum=0)
+    """Principal components that are taken out of the vectors, and their mean with them; null leaves both."""
     lr: float | None = key(None, minimum=0)
     """Learning rate of the table; null is the optimizer's."""
     weight_decay: float | None = key(None, minimum=0)
@@ -308,7 +312,9 @@ class EmbeddingConfig:
 
 
 # Read by the recipe, so allowed beside the arguments of any front end.
-RECIPE_KEYS = ("trainable", "vectors", "case", "dim", "lr", "weight_decay")
+RECIPE_KEYS = ("trainable", "vectors", "case", "dim", "reduce", "remove_components", "lr", "weight_decay")
+# Those of them that the class is given as well.
+PASSED_ON = ("trainable", "dim")
 
 
 @dataclass

@@ -25,11 +25,13 @@ from textbed.data.encoding import load_tokenizer
 from textbed.embedding import vectors
 from textbed.embedding.report import coverage
 from textbed.embedding.table import FrontEnd
+from textbed.embedding.vectors import shaping
 from textbed.errors import UserError
 from textbed.runs import pictures
 from textbed.runs.folder import RunFolder, is_rank_zero, peak_memory, say, write_text
 from textbed.runs.record import finish_loggers, log_settings, make_loggers, read_metrics
 from textbed.runs.summary import Overview, PartSummary, SplitSummary, share, show_overview, show_result
+from textbed.schema import PASSED_ON, RECIPE_KEYS
 from textbed.targets import read_arguments
 
 # What a resumed run may change. Everything else decides the figures, and would make one record of two runs.
@@ -269,10 +271,9 @@ def build_model(cfg: DictConfig, data: TextDataModule) -> tuple[TextClassifier, 
     types = share(train.vectors.types, train.all.types)
     tokens = share(train.vectors.tokens, train.all.tokens)
     kind = cfg.tokenizer.kind
-    return (
-        model,
-        f"{cfg.embedding.vectors}: {types} of the distinct {kind} of the training text, {tokens} of all",
-    )
+    line = f"{cfg.embedding.vectors}: {types} of the distinct {kind} of the training text, {tokens} of all"
+    shaped = shaping.describe(**_shaping(cfg))
+    return model, f"{line}; {shaped}" if shaped else line
 
 
 def build_embedding(cfg: DictConfig, data: TextDataModule) -> tuple[FrontEnd, np.ndarray | None]:
@@ -282,12 +283,8 @@ def build_embedding(cfg: DictConfig, data: TextDataModule) -> tuple[FrontEnd, np
         The front end, and which tokens of the vocabulary have a pretrained vector, (V,) bool; None without
         any.
     """
-    # These are the recipe's to read; all others are the front end's own arguments.
-    own = {
-        key: value
-        for key, value in cfg.embedding.items()
-        if key not in ("vectors", "case", "lr", "weight_decay")
-    }
+    # Those that are not the recipe's to read are the front end's own arguments.
+    own = {key: value for key, value in cfg.embedding.items() if key not in RECIPE_KEYS or key in PASSED_ON}
     takes = read_arguments(cfg.embedding._target_).names
     own["num_embeddings"] = len(data.tokenizer)
     if "tokens" in takes:
@@ -299,9 +296,15 @@ def build_embedding(cfg: DictConfig, data: TextDataModule) -> tuple[FrontEnd, np
     found = None
     if cfg.embedding.vectors is not None:
         matrix, found = _vectors(cfg, data)
+        matrix = shaping.shape(matrix, found, **_shaping(cfg))
         own |= {"vectors": torch.from_numpy(matrix), "found": torch.from_numpy(found)}
     with seeded(cfg.seed, "embedding"):
         return instantiate(own), found
+
+
+def _shaping(cfg: DictConfig) -> dict[str, Any]:
+    """What is to be done to the pretrained rows: the arguments of ``shaping.shape``."""
+    return {key: cfg.embedding[key] for key in ("dim", "reduce", "remove_components")}
 
 
 def _vectors(cfg: DictConfig, data: TextDataModule) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from itertools import pairwise
 
 import hydra
@@ -13,6 +14,7 @@ from torch import nn
 from textbed.batch import TokenBatch
 from textbed.embedding.table import DEFAULT_SCALE, FrontEnd, Table
 from textbed.errors import UserError
+from textbed.schema import PASSED_ON, RECIPE_KEYS, EmbeddingConfig
 
 MODES = ["sum", "mean", "max"]
 V, D, PAD = 12, 4, 0
@@ -260,8 +262,12 @@ def test_configs_build_what_they_say(name):
     with hydra.initialize(version_base="1.3", config_path="../../configs"):
         settings = OmegaConf.to_container(hydra.compose(f"embedding/{name}").embedding)
     assert isinstance(settings, dict)
-    recipe = {key: settings.pop(key) for key in ("vectors", "case", "lr", "weight_decay")}
-    assert recipe == {"vectors": None, "case": ["exact"], "lr": None, "weight_decay": None}
+    recipe = {key: settings.pop(key) for key in RECIPE_KEYS if key in settings and key not in PASSED_ON}
+    assert recipe == {
+        item.name: list(item.default) if item.name == "case" else item.default
+        for item in fields(EmbeddingConfig)
+        if item.name in recipe
+    }
     assert settings.pop("padding_idx") == "auto"
     vectors = None if name == "random" else torch.ones(V, D)
     table = hydra.utils.instantiate(settings, num_embeddings=V, vectors=vectors, padding_idx=PAD)
