@@ -356,6 +356,30 @@ MISTAKES = {
     "precision": (["trainer.precision=bf16-mix"], ["trainer.precision=bf16-mix", "'bf16-mixed'"]),
     "accumulation": (["trainer.accumulate_grad_batches=0"], ["accumulate_grad_batches=0", "at least 1"]),
     "scheduler's interval": (["scheduler.interval=steps"], ["scheduler.interval=steps", "'step'"]),
+    "the table's scheduler's interval": (
+        ["+scheduler@embedding.scheduler=linear", "embedding.scheduler.interval=steps"],
+        ["embedding.scheduler.interval=steps", "'step'"],
+    ),
+    "key of the table's scheduler": (
+        ["+scheduler@embedding.scheduler=linear", "+embedding.scheduler.total=5"],
+        ["embedding.scheduler.total=5", "no such key", "total_iters"],
+    ),
+    "the table's scheduler without a class": (
+        ["+embedding.scheduler={interval: step}"],
+        ["embedding.scheduler", "embedding.scheduler._target_", "+scheduler@embedding.scheduler=NAME"],
+    ),
+    "name for the table's scheduler": (
+        ["embedding.scheduler=linear"],
+        ["embedding.scheduler=linear", "a mapping, or null"],
+    ),
+    "direction of the table's scheduler": (
+        ["+scheduler@embedding.scheduler=plateau", "embedding.scheduler.mode=max"],
+        ["embedding.scheduler.mode=max", "val/loss is better when it is smaller", "scheduler.mode=min"],
+    ),
+    "scheduler of a frozen table": (
+        ["embedding=frozen", "embedding.vectors=vectors.txt", "+scheduler@embedding.scheduler=linear"],
+        ["embedding.scheduler=", "frozen", "embedding.scheduler=null"],
+    ),
     "monitor of the test set": (
         ["callbacks.checkpoints.monitor=test/accuracy"],
         ["callbacks.checkpoints.monitor=test/accuracy", "validation", "'val/accuracy'"],

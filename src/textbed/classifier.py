@@ -33,6 +33,7 @@ from textbed.data.loading import TokenLoader
 from textbed.embedding.table import FrontEnd
 from textbed.errors import UserError, nearest
 from textbed.heads.base import Head
+from textbed.scheduling import GroupScheduler
 
 CALIBRATION_BINS = 15
 _FLUSH = 1 << 24
@@ -84,9 +85,11 @@ class Schedule:
     """After which of ``step`` and ``epoch`` the scheduler is asked."""
     monitor: str | None = None
     """The figure that a plateau scheduler looks at, after every validation; it has no ``interval``."""
+    key: str = "scheduler"
+    """Where it stands in the configuration, for messages."""
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any] | None) -> Schedule | None:
+    def from_config(cls, config: Mapping[str, Any] | None, key: str = "scheduler") -> Schedule | None:
         """From the ``scheduler`` group: ``_target_``, ``interval``, ``monitor``, its own arguments."""
         if config is None:
             return None
@@ -94,10 +97,9 @@ class Schedule:
         target, interval, monitor = own.pop("_target_"), own.pop("interval", "step"), own.pop("monitor", None)
         if interval not in ("step", "epoch"):
             raise UserError(
-                f"scheduler.interval={interval}: expected step or epoch."
-                f"{nearest(interval, ('step', 'epoch'))}"
+                f"{key}.interval={interval}: expected step or epoch.{nearest(interval, ('step', 'epoch'))}"
             )
-        return cls(_class(target, "scheduler"), own, interval, monitor)
+        return cls(_class(target, key), own, interval, monitor, key)
 
 
 def optimizer_from_config(config: Mapping[str, Any]) -> Callable[[Any], Optimizer]:
@@ -170,6 +172,7 @@ class TextClassifier(pl.LightningModule):
         optimizer: parameter groups to an optimizer, a ``functools.partial``; Adam at its defaults where None.
         schedule: of the learning rate; constant where None.
         table_lr, table_weight_decay: for the front end, where they are to differ from the optimizer's.
+        table_schedule: of the front end's learning rate; then ``schedule`` is that of all else.
         class_names: for the figures by class; numbers where None.
         seed: decides the initial weights of the linear layer, whatever was built before it.
 
@@ -202,6 +205,7 @@ class TextClassifier(pl.LightningModule):
         schedule: Schedule | None = None,
         table_lr: float | None = None,
         table_weight_decay: float | None = None,
+        table_schedule: Schedule | None = None,
         class_names: Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
@@ -229,6 +233,7 @@ class TextClassifier(pl.LightningModule):
         self.schedule = schedule
         self.table_lr = table_lr
         self.table_weight_decay = table_weight_decay
+        self.table_schedule = table_schedule
         self.class_names = [str(name) for name in class_names or range(num_classes)]
         self.dropout = nn.Dropout(dropout)
         with seeded(seed, "linear"):
@@ -452,21 +457,40 @@ class TextClassifier(pl.LightningModule):
         Frozen parameters are in neither, so they hold no optimizer state.
         """
         optimizer = self._optimizer()
-        if self.schedule is None:
-            return optimizer
-        schedule = self.schedule
-        arguments = dict(schedule.arguments)
-        for key, value in arguments.items():
-            if value == "auto":
-                arguments[key] = self._total(schedule.interval, key)
-        scheduler = _build("scheduler", schedule.make, optimizer, arguments)
-        # Of a plateau see _ask_plateau.
-        settings = {"scheduler": scheduler, "interval": schedule.interval, "reduce_on_plateau": False}
-        return {"optimizer": optimizer, "lr_scheduler": settings}
+        schedules: list[tuple[Schedule | None, str | None]] = [(self.schedule, None)]
+        if self.table_schedule is not None:
+            if all(group["name"] != "table" for group in optimizer.param_groups):
+                raise UserError(
+                    f"{self.table_schedule.key}: the front end has nothing that learns; give "
+                    f"{self.table_schedule.key}=null."
+                )
+            schedules = [(self.schedule, "rest"), (self.table_schedule, "table")]
+        return [optimizer], [
+            {
+                "scheduler": self._scheduler(schedule, optimizer, group),
+                "interval": schedule.interval,
+                "monitor": schedule.monitor or "val/loss",
+                "reduce_on_plateau": False,  # see _ask_plateau
+                "name": schedule.key,
+            }
+            for schedule, group in schedules
+            if schedule is not None
+        ]
+
+    def _scheduler(self, schedule: Schedule, optimizer: Optimizer, group: str | None) -> Any:
+        arguments = {
+            key: self._total(schedule, key) if value == "auto" else value
+            for key, value in schedule.arguments.items()
+        }
+
+        def make(optimizer: Optimizer) -> Any:
+            return _build(schedule.key, schedule.make, optimizer, arguments)
+
+        return make(optimizer) if group is None else GroupScheduler(make, optimizer, group)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        if not isinstance(scheduler, ReduceLROnPlateau):
-            super().lr_scheduler_step(scheduler, metric)
+        if not _is_plateau(scheduler):
+            scheduler.step()
 
     def _ask_plateau(self) -> None:
         """Show a plateau scheduler the validation's figure.
@@ -477,20 +501,22 @@ class TextClassifier(pl.LightningModule):
         if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
             return
         for config in self.trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, ReduceLROnPlateau):
-                monitor = (self.schedule and self.schedule.monitor) or "val/loss"
-                if monitor not in self.figures:
+            scheduler: Any = config.scheduler
+            if _is_plateau(scheduler):
+                if config.monitor not in self.figures:
                     raise UserError(
-                        f"scheduler.monitor={monitor}: this is no figure of this run; expected one of "
-                        f"{', '.join(sorted(self.figures))}.{nearest(monitor, self.figures)}"
+                        f"{config.name}.monitor={config.monitor}: this is no figure of this run; expected "
+                        f"one of {', '.join(sorted(self.figures))}.{nearest(config.monitor, self.figures)}"
                     )
-                config.scheduler.step(self.figures[monitor])
+                scheduler.step(self.figures[config.monitor])
 
-    def _total(self, interval: str, key: str) -> int:
-        total = self.trainer.estimated_stepping_batches if interval == "step" else self.trainer.max_epochs
+    def _total(self, schedule: Schedule, key: str) -> int:
+        by_step = schedule.interval == "step"
+        total = self.trainer.estimated_stepping_batches if by_step else self.trainer.max_epochs
         if total is None or not 0 < total < float("inf"):
             raise UserError(
-                f"scheduler.{key}=auto needs an end to the run: set trainer.max_epochs or trainer.max_steps."
+                f"{schedule.key}.{key}=auto needs an end to the run: set trainer.max_epochs or "
+                "trainer.max_steps."
             )
         return int(total)
 
@@ -509,6 +535,11 @@ class TextClassifier(pl.LightningModule):
         if isinstance(make, functools.partial):
             make, arguments = make.func, make.keywords
         return _build("optimizer", make, [group for group in groups if group["params"]], arguments)
+
+
+def _is_plateau(scheduler: Any) -> bool:
+    inner = scheduler.scheduler if isinstance(scheduler, GroupScheduler) else scheduler
+    return isinstance(inner, ReduceLROnPlateau)
 
 
 def _metrics(num_classes: int, multilabel: bool) -> MetricCollection:

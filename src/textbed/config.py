@@ -54,6 +54,7 @@ NUMBERS: dict[str, Rule] = {
         ),
     ),
     "scheduler.interval": Rule((str,), choices=("step", "epoch")),
+    "embedding.scheduler.interval": Rule((str,), choices=("step", "epoch")),
 }  # fmt: skip
 
 # Figures that a run logs, to name the nearest one; other names are let through, for callbacks of one's own.
@@ -63,12 +64,17 @@ FIGURES = ("val/loss", "val/accuracy", "val/f1_macro", "val/f1_weighted", "val/m
 GROUPS: dict[str, type] = {"data": DataConfig, "classifier": ClassifierConfig, "paths": PathsConfig}
 
 # Keys beside a `_target_` that the recipe reads itself, and arguments that it fills in itself.
-CONSUMED = {"embedding": frozenset(RECIPE_KEYS), "scheduler": frozenset({"interval", "monitor"})}
+CONSUMED = {
+    "embedding": frozenset(RECIPE_KEYS),
+    "scheduler": frozenset({"interval", "monitor"}),
+    "embedding.scheduler": frozenset({"interval", "monitor"}),
+}
 SUPPLIED = {
     "embedding": frozenset({"num_embeddings", "found", "tokens", "counts"}),
     "head": frozenset({"dim"}),
     "optimizer": frozenset({"params"}),
     "scheduler": frozenset({"optimizer"}),
+    "embedding.scheduler": frozenset({"optimizer"}),
     "trainer": frozenset({"callbacks", "logger", "default_root_dir"}),
 }
 
@@ -229,7 +235,8 @@ def _check_node(group: str, node: Any) -> None:
         raise wrong(group, node, f"expected keys and their values. Choose one with {group}=NAME.")
     if not isinstance(node.get("_target_"), str):
         near = difflib.get_close_matches("_target_", [str(name) for name in node], n=1, cutoff=0.6)
-        hint = f"'{group}.{near[0]}' looks like it." if near else f"Choose one with {group}=NAME."
+        option = "+scheduler@embedding.scheduler" if group == "embedding.scheduler" else group
+        hint = f"'{group}.{near[0]}' looks like it." if near else f"Choose one with {option}=NAME."
         raise UserError(f"{group}: expected the dotted path of a class in {group}._target_. {hint}")
     for place, inner in _targets(group, node):
         _check_arguments(place, inner, read_arguments)
@@ -424,6 +431,8 @@ def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]
         if item.name in RECIPE_KEYS or item.name in takes.names or item.name in node:
             value = node.get(item.name, item.default)
             complete[item.name] = _checked(f"embedding.{item.name}", value, known[item.name])
+    if complete["scheduler"] is not None:
+        _check_node("embedding.scheduler", complete["scheduler"])
     vectors, dim = complete["vectors"], complete["dim"]
     _check_case(complete, vectors)
     if vectors is None:
@@ -456,6 +465,7 @@ def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]
         for name, reason in (
             ("lr", "a frozen table learns nothing"),
             ("weight_decay", "a frozen table must not shrink"),
+            ("scheduler", "a frozen table learns nothing"),
         ):
             if complete.get(name) is not None:
                 raise wrong(
@@ -572,8 +582,10 @@ def _check_sparse(
 
 def _check_numbers(values: dict[str, Any]) -> None:
     for name, rule in NUMBERS.items():
-        group, _, argument = name.partition(".")
-        node = values.get(group) or {}
+        *groups, argument = name.split(".")
+        node = values
+        for group in groups:
+            node = node.get(group) or {}
         if argument in node:
             value = node[argument]
             # Lightning takes a precision as a number or as its name.
@@ -586,6 +598,8 @@ def _check_monitors(values: dict[str, Any]) -> None:
     nodes = {f"callbacks.{name}": node for name, node in values["callbacks"].items()}
     if values.get("scheduler"):
         nodes["scheduler"] = values["scheduler"]
+    if values["embedding"]["scheduler"]:
+        nodes["embedding.scheduler"] = values["embedding"]["scheduler"]
     for place, node in nodes.items():
         monitor = node.get("monitor")
         if monitor is None:

@@ -295,6 +295,9 @@ class EmbeddingConfig:
     """Learning rate of the table; null is the optimizer's."""
     weight_decay: float | None = key(None, minimum=0)
     """Weight decay of the table; null is the optimizer's."""
+    scheduler: Any = key(None, kinds=(dict, type(None)))
+    """Schedule of the table's learning rate, with the keys of `scheduler`, which then is that of all else;
+    null is the same for both."""
     init: str = key("normal", choices=("normal", "uniform", "zeros"))
     """How rows without a pretrained vector start."""
     scale: float | None = key(None, minimum=0)
@@ -312,7 +315,9 @@ class EmbeddingConfig:
 
 
 # Read by the recipe, so allowed beside the arguments of any front end.
-RECIPE_KEYS = ("trainable", "vectors", "case", "dim", "reduce", "remove_components", "lr", "weight_decay")
+RECIPE_KEYS = (
+    "trainable", "vectors", "case", "dim", "reduce", "remove_components", "lr", "weight_decay", "scheduler",
+)  # fmt: skip
 # Those of them that the class is given as well.
 PASSED_ON = ("trainable", "dim")
 

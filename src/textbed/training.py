@@ -153,11 +153,12 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
                 "test=true: there is no test split, and data.test=0 sets none aside; give test=false, or a "
                 "share such as data.test=0.2."
             )
-        if cfg.scheduler is not None and cfg.scheduler.get("monitor") and "validation" not in data.sets:
-            raise UserError(
-                f"scheduler.monitor={cfg.scheduler.monitor}: there is no validation split to look at; give a "
-                "share such as data.validation=0.1, or another scheduler."
-            )
+        for key, node in (("scheduler", cfg.scheduler), ("embedding.scheduler", cfg.embedding.scheduler)):
+            if node is not None and node.get("monitor") and "validation" not in data.sets:
+                raise UserError(
+                    f"{key}.monitor={node.monitor}: there is no validation split to look at; give a share "
+                    "such as data.validation=0.1, or another scheduler."
+                )
         _keep_data(folder, data, resumed)
 
     with timing.phase("model"):
@@ -259,6 +260,7 @@ def build_model(cfg: DictConfig, data: TextDataModule) -> tuple[TextClassifier, 
         schedule=Schedule.from_config(cfg.scheduler),
         table_lr=cfg.embedding.lr,
         table_weight_decay=cfg.embedding.weight_decay,
+        table_schedule=Schedule.from_config(cfg.embedding.scheduler, "embedding.scheduler"),
         class_names=classes,
         seed=cfg.seed,
     )
