@@ -70,7 +70,7 @@ CONSUMED = {
     "embedding.scheduler": frozenset({"interval", "monitor"}),
 }
 SUPPLIED = {
-    "embedding": frozenset({"num_embeddings", "found", "tokens", "counts"}),
+    "embedding": frozenset({"num_embeddings", "found", "tokens", "counts", "appended"}),
     "head": frozenset({"dim"}),
     "optimizer": frozenset({"params"}),
     "scheduler": frozenset({"optimizer"}),

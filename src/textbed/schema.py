@@ -285,6 +285,10 @@ class EmbeddingConfig:
     split; null starts from random ones."""
     case: Any = key(("exact",), kinds=(list, tuple))
     """Spellings under which a word is looked up in the vectors, in this order: exact, lower, title."""
+    unseen: str = key("keep", choices=("keep", "unknown"))
+    """Whether words that only the validation or test text has keep the vectors that a file has for them, in
+    rows after those of the training vocabulary, or are unknown. Words of the training text that the tokenizer
+    leaves out are unknown either way."""
     dim: int | None = key(None, minimum=1)
     """Width of a row (D); null is the width of the vectors."""
     reduce: str | None = key(None, choices=("truncate", "pca"))
@@ -316,7 +320,8 @@ class EmbeddingConfig:
 
 # Read by the recipe, so allowed beside the arguments of any front end.
 RECIPE_KEYS = (
-    "trainable", "vectors", "case", "dim", "reduce", "remove_components", "lr", "weight_decay", "scheduler",
+    "trainable", "vectors", "case", "unseen", "dim", "reduce", "remove_components", "lr", "weight_decay",
+    "scheduler",
 )  # fmt: skip
 # Those of them that the class is given as well.
 PASSED_ON = ("trainable", "dim")

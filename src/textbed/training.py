@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import warnings
 from collections.abc import Sequence
@@ -159,10 +160,10 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
                     f"{key}.monitor={node.monitor}: there is no validation split to look at; give a share "
                     "such as data.validation=0.1, or another scheduler."
                 )
-        _keep_data(folder, data, resumed)
 
     with timing.phase("model"):
         model, coverage = build_model(cfg, data)
+        _keep_data(folder, data, resumed)
         loggers = make_loggers(cfg.logger, folder, _steps_seen(checkpoint) if resumed else None)
         # Without our checkpoints there are to be none, not Lightning's own.
         kept = any(isinstance(callback, Checkpoint) for callback in callbacks)
@@ -211,13 +212,18 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
 def _keep_data(folder: RunFolder, data: TextDataModule, resumed: bool) -> None:
     """Write down the tokenizer and what the data was; for a resumed run make sure that both are the same."""
     if resumed and (folder.tokenizer / "tokenizer.json").exists():
-        for same, what in (
-            (folder.info().get("data") == data.fingerprint, "the documents, labels or splits are"),
-            (load_tokenizer(folder.tokenizer).tokens == data.tokenizer.tokens, "the vocabulary is"),
+        tokens = load_tokenizer(folder.tokenizer).tokens
+        for same, what, cause in (
+            (
+                folder.info().get("data") == data.fingerprint,
+                "the documents, labels or splits are",
+                "the data has",
+            ),
+            (tokens == data.tokenizer.tokens, "the vocabulary is", "the data or the file of vectors has"),
         ):
             if not same:
                 raise UserError(
-                    f"{folder.path}: {what} not what the run began with: the data has changed since. "
+                    f"{folder.path}: {what} not what the run began with: {cause} changed since. "
                     "Restore it, or start a new run."
                 )
     elif is_rank_zero():
@@ -281,25 +287,31 @@ def build_model(cfg: DictConfig, data: TextDataModule) -> tuple[TextClassifier, 
 def build_embedding(cfg: DictConfig, data: TextDataModule) -> tuple[FrontEnd, np.ndarray | None]:
     """The front end that ``cfg`` describes, as it is before training: the same rows at every call.
 
+    Words that only the evaluation text has and that have a pretrained vector join the vocabulary of ``data``
+    (``embedding.unseen``).
+
     Returns:
         The front end, and which tokens of the vocabulary have a pretrained vector, (V,) bool; None without
         any.
     """
+    data.add_words([])  # whatever was built over this data before
     # Those that are not the recipe's to read are the front end's own arguments.
     own = {key: value for key, value in cfg.embedding.items() if key not in RECIPE_KEYS or key in PASSED_ON}
     takes = read_arguments(cfg.embedding._target_).names
+    found = None
+    if cfg.embedding.vectors is not None:
+        matrix, found = _vectors(cfg, data)
+        matrix = shaping.shape(matrix, found, appended=data.added_words, **_shaping(cfg))
+        own |= {"vectors": torch.from_numpy(matrix), "found": torch.from_numpy(found)}
     own["num_embeddings"] = len(data.tokenizer)
     if "tokens" in takes:
         own["tokens"] = data.tokenizer.tokens
     if "counts" in takes:
         own["counts"] = torch.from_numpy(data.train_counts)
+    if "appended" in takes:
+        own["appended"] = data.added_words
     if own.get("padding_idx") == "auto":
         own["padding_idx"] = data.tokenizer.pad_id
-    found = None
-    if cfg.embedding.vectors is not None:
-        matrix, found = _vectors(cfg, data)
-        matrix = shaping.shape(matrix, found, **_shaping(cfg))
-        own |= {"vectors": torch.from_numpy(matrix), "found": torch.from_numpy(found)}
     with seeded(cfg.seed, "embedding"):
         return instantiate(own), found
 
@@ -310,13 +322,27 @@ def _shaping(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _vectors(cfg: DictConfig, data: TextDataModule) -> tuple[np.ndarray, np.ndarray]:
-    """The pretrained rows (V, D) of the vocabulary, and which there are, (V,) bool."""
+    """The pretrained rows (V, D) of the vocabulary, and which there are, (V,) bool.
+
+    Words of the evaluation text alone that have a row join the vocabulary, unless the user wants none.
+    """
     cache = Path(cfg.paths.cache)
     if cfg.embedding.vectors != "corpus":
-        pieces = cfg.tokenizer.kind == "subwords"
-        return vectors.read(
-            cfg.embedding.vectors, data.tokenizer.tokens, case=cfg.embedding.case, pieces=pieces, cache=cache
+        unseen = data.unseen_words if cfg.embedding.unseen == "keep" else []
+        matrix, found = vectors.read(
+            cfg.embedding.vectors,
+            data.tokenizer.tokens,
+            more=unseen,
+            case=cfg.embedding.case,
+            pieces=cfg.tokenizer.kind == "subwords",
+            cache=cache,
         )
+        if not unseen:
+            return matrix, found
+        kept = found.copy()
+        kept[: len(data.tokenizer)] = True
+        data.add_words(list(itertools.compress(unseen, kept[len(data.tokenizer) :])))
+        return matrix[kept], found[kept]
     from textbed.embedding.vectors.corpus import vectors_of
 
     return vectors_of(

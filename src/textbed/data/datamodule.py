@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from textbed.data import encoding, sources, splits
 from textbed.data.loading import BucketedBatches, OrderedBatches, ShuffledBatches, TokenDataset, make_loader
+from textbed.data.words import WordTokenizer
 
 
 class TextDataModule(pl.LightningDataModule):
@@ -38,6 +39,8 @@ class TextDataModule(pl.LightningDataModule):
         self.cache = Path(cache)
         self.seed = seed
         self.sets: dict[str, TokenDataset] = {}
+        self.added_words = 0
+        """How many words at the end of the vocabulary no training document has; see ``add_words``."""
 
     def setup(self, stage: str | None = None) -> None:
         """Read, split, tokenize and encode; what has been encoded before comes from the cache."""
@@ -47,13 +50,18 @@ class TextDataModule(pl.LightningDataModule):
         self.splits = splits.make_splits(self.corpus, self.data)
         train = self.splits["train"]
         used = {rows.split for rows in self.splits.values()}
-        self.tokenizer, self.encoded = encoding.encode(
+        self._of_training = encoding.encode(
             self.tokenizer_settings,
             {name: split for name, split in self.corpus.splits.items() if name in used},
             self.corpus.columns,
             (train.split, train.rows),
             self.cache,
         )
+        self._use(self._of_training)
+
+    def _use(self, encoded: encoding.Encoded) -> None:
+        self.tokenizer, self.encoded = encoded
+        self.__dict__.pop("train_counts", None)
         self.sets = {
             name: TokenDataset(
                 self.encoded[rows.split],
@@ -64,9 +72,35 @@ class TextDataModule(pl.LightningDataModule):
             for name, rows in self.splits.items()
         }
 
+    @cached_property
+    def unseen_words(self) -> list[str]:
+        """Words of the validation and test documents that no training document has, the most frequent first.
+
+        Empty for characters and subwords, which spell any word.
+        """
+        tokenizer, encoded = self._of_training
+        if not isinstance(tokenizer, WordTokenizer):
+            return []
+        parts = {name: (rows.split, rows.rows) for name, rows in self.splits.items()}
+        return encoding.unseen_words(encoded, parts.pop("train"), parts.values()).to_pylist()
+
+    def add_words(self, words: Sequence[str]) -> None:
+        """Give ``words``, some of ``unseen_words``, ids after those of the training vocabulary, which stay.
+
+        Training documents hold none of them and stay as they are. Called again it forgets what was added
+        before; loaders made before go on as they were.
+        """
+        tokenizer, encoded = self._of_training
+        if words:
+            assert isinstance(tokenizer, WordTokenizer)
+            self._use(encoding.with_words(tokenizer, encoded, words))
+        elif self.added_words:
+            self._use(self._of_training)
+        self.added_words = len(words)
+
     @property
     def notes(self) -> list[str]:
-        """What a person should know of the splits: which of them are not the source's own."""
+        """What a person should know of the splits and the vocabulary, a line each."""
         notes = []
         if self.data.folds is not None:
             notes.append(f"fold {self.data.fold} of {self.data.folds} (counted from 0) is the test split")
@@ -78,6 +112,10 @@ class TextDataModule(pl.LightningDataModule):
             notes.append(f"validation is cut from the training documents: {self.data.validation:.0%} of them")
         if "validation" not in self.sets:
             notes.append("no validation split: the last epoch is tested, not the best")
+        if self.added_words:
+            notes.append(
+                f"+{self.added_words:,} words with a vector that only the validation or test text has"
+            )
         return notes
 
     @property

@@ -22,7 +22,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from textbed.data import subwords
 from textbed.data.characters import CODE_POINTS, CharacterSettings, CharacterTokenizer, split_characters
@@ -234,6 +235,10 @@ def type_counts(
     return known, total
 
 
+Encoded = tuple[Tokenizer, dict[str, list[EncodedTexts]]]
+Train = tuple[str, np.ndarray]
+
+
 def encode(
     settings: object,
     splits: Mapping[str, TextSplit],
@@ -259,6 +264,38 @@ def encode(
     return encoder(settings, splits, columns, (name, rows), Path(cache), threads)
 
 
+def unseen_words(
+    encoded: Mapping[str, Sequence[EncodedTexts]], train: Train, others: Iterable[Train]
+) -> pa.Array:
+    """The words that occur in other rows and in no training row, the most frequent first, large_string.
+
+    Each of ``train`` and ``others`` names a source split and its rows. None where the texts are not encoded
+    as words. Words of the training rows that the vocabulary leaves out are not among them.
+    """
+
+    def counted(name: str, rows: np.ndarray) -> list[tuple[pa.Array, np.ndarray]]:
+        columns = [(texts.column.words, texts.column) for texts in encoded[name]]
+        return [(words, column.count(rows, len(words))) for words, column in columns]
+
+    none = pa.array([], pa.large_string())
+    seen = pa.concat_arrays(
+        [none, *(words.filter(pa.array(counts > 0)) for words, counts in counted(*train))]
+    )
+    told = [pair for other in others for pair in counted(*other)]
+    words = Vocabulary.count([(none, np.zeros(0, np.int64)), *told], 1, None).words
+    return words.filter(pc.invert(pc.is_in(words, value_set=seen)))
+
+
+def with_words(
+    tokenizer: WordTokenizer, encoded: Mapping[str, Sequence[EncodedTexts]], words: Sequence[str]
+) -> Encoded:
+    """A tokenizer with more words after its own, and columns that know them; ids that were there stay."""
+    more = pa.concat_arrays([tokenizer.vocabulary.words, pa.array(words, pa.large_string())])
+    tokenizer = WordTokenizer(tokenizer.settings, Vocabulary(more))
+    stored = {name: [texts.column for texts in split] for name, split in encoded.items()}
+    return tokenizer, _numbered(tokenizer, stored)
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Read what ``Tokenizer.save`` wrote into ``folder``. Raises UserError if it is missing or damaged."""
     path = Path(folder) / "tokenizer.json"
@@ -275,10 +312,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise UserError(f"{folder}: no tokenizer.json in it, so it is no finished run") from None
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path}: not a tokenizer of a run, or damaged: {error!r}") from None
-
-
-Encoded = tuple[Tokenizer, dict[str, list[EncodedTexts]]]
-Train = tuple[str, np.ndarray]
 
 
 def _encode_words(
@@ -307,9 +340,16 @@ def _encode_words(
             "occurs so often"
         )
     tokenizer = WordTokenizer(settings, vocabulary)
-    drop = settings.unknown == "drop"
-    return tokenizer, {
-        name: [EncodedTexts(column, vocabulary.ids(column.words), tokenizer.unk_id, drop) for column in split]
+    return tokenizer, _numbered(tokenizer, stored)
+
+
+def _numbered(
+    tokenizer: WordTokenizer, stored: Mapping[str, Sequence[Column]]
+) -> dict[str, list[EncodedTexts]]:
+    """Columns of words by the tokenizer's vocabulary."""
+    drop, ids = tokenizer.settings.unknown == "drop", tokenizer.vocabulary.ids
+    return {
+        name: [EncodedTexts(column, ids(column.words), tokenizer.unk_id, drop) for column in split]
         for name, split in stored.items()
     }
 

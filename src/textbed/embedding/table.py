@@ -61,6 +61,8 @@ class Table(FrontEnd):
         dim: D, width of a row; None takes the vectors' width.
         vectors: (V, D) float, a vector for each row that has one.
         found: (V,) bool, which rows have a vector; None means all.
+        appended: how many of the last rows stand for words that training never meets. They have vectors, and
+            the rows before them are what they would be without them, random ones included.
         trainable: whether training moves the table. A table that is not trained gets no gradient, no
             optimizer state and stays as it is to the last bit.
         init: how rows without a vector are drawn: normal, uniform or zeros.
@@ -85,6 +87,7 @@ class Table(FrontEnd):
         *,
         vectors: Tensor | None = None,
         found: Tensor | None = None,
+        appended: int = 0,
         trainable: bool = True,
         init: Initialisation = "normal",
         scale: float | None = None,
@@ -127,7 +130,15 @@ class Table(FrontEnd):
                 "gradient that is scaled by frequency, so set one of them to false"
             )
 
-        weight = _initial_rows(num_embeddings, dim, vectors, found, init, scale)
+        if appended:
+            assert vectors is not None
+            own = num_embeddings - appended
+            weight = _initial_rows(
+                own, dim, vectors[:own], None if found is None else found[:own], init, scale
+            )
+            weight = torch.cat([weight, vectors[own:].to(weight.dtype)])
+        else:
+            weight = _initial_rows(num_embeddings, dim, vectors, found, init, scale)
         if padding_idx is not None:
             weight[padding_idx] = 0
         if max_norm is not None:

@@ -74,6 +74,18 @@ def test_columns_go_first_and_components_then(vectors):
     np.testing.assert_allclose(both[1:9], SIGNS[:, :3] * [0, *SCALES[1:3]], atol=1e-5)
 
 
+@pytest.mark.parametrize("settings", [{"dim": 2, "reduce": "pca"}, {"remove_components": 2}])
+def test_nothing_is_fitted_on_appended_rows(vectors, settings):
+    matrix, found = vectors
+    more = 50 * np.random.default_rng(1).normal(size=(5, W)).astype(np.float32)
+    both = np.concatenate([matrix, more, matrix[3:4]]), np.concatenate([found, np.ones(6, bool)])
+    alone = shape(matrix, found, **settings)
+    together = shape(*both, appended=6, **settings)
+    np.testing.assert_array_equal(together[:10], alone)
+    np.testing.assert_allclose(together[15], alone[3], atol=1e-5)
+    assert not np.allclose(shape(*both, **settings)[:10], alone, atol=0.1)
+
+
 def test_what_was_done_in_words(vectors):
     assert describe(5, None, None) is None
     assert shape(*vectors, dim=5) is vectors[0]

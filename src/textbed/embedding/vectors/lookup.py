@@ -128,6 +128,7 @@ def read(
     path: str | Path,
     words: Iterable[str],
     *,
+    more: Sequence[str] = (),
     case: Sequence[str] = ("exact",),
     pieces: bool = False,
     cache: Path | None = None,
@@ -137,27 +138,30 @@ def read(
     Args:
         path: a file or folder of vectors, or OWNER/NAME of a model on the hub.
         words: V words, a list or an Arrow array.
+        more: K words beside the vocabulary, whose rows follow; it is no error if none of these has any.
         case: spellings under which a word is looked up, in this order: ``exact``, ``lower``, ``title``. Rows
             that the file holds come first; only then are rows composed, where the format can.
         pieces: whether the words are pieces of a subword tokenizer: nothing is then composed for them.
         cache: folder that keeps what was read, by content; None keeps nothing.
 
     Returns:
-        a matrix (V, D) float32, zeros where a word has no vector, and found (V,) bool.
+        a matrix (V + K, D) float32, zeros where a word has no vector, and found (V + K,) bool.
 
     Raises:
         UserError: what ``open_vectors`` raises; and, with line or row, what is wrong with the rows that are
             read: of another width, not numbers or not finite, a word that comes twice with different vectors
-            or is not UTF-8, fewer or more rows than the file promises; or a file that has none of the words.
+            or is not UTF-8, fewer or more rows than the file promises;
+            or a file that has none of the V words.
     """
     words = words.to_pylist() if hasattr(words, "to_pylist") else list(words)
+    vocabulary, words = len(words), [*words, *more]
     source = open_vectors(path)
     _, width = source.peek()
     shape = (len(words), width)
     if cache is None:
         matrix, found = _look_up(source, words, width, case, pieces)
     else:
-        settings = [VERSION, hash_of(words), list(case), pieces]
+        settings = [VERSION, hash_of(words), vocabulary, list(case), pieces]
 
         def entry(hashes: list[str]) -> Path:
             return cache / "vectors" / f"{hash_of(hashes, settings)}.rows"
@@ -172,10 +176,10 @@ def read(
             hashing = pool.submit(lambda: [content_hash(file, cache) for file in source.files()])
             matrix, found = _look_up(source, words, width, case, pieces)
             kept_as = entry(hashing.result())
-    if not found.any():
+    if not found[:vocabulary].any():
         some = ", ".join(repr(word) for word in words[:5])
         raise UserError(
-            f"{path}: has a vector for none of the {len(words):,} words of the vocabulary, which begins with "
+            f"{path}: has a vector for none of the {vocabulary:,} words of the vocabulary, which begins with "
             f"{some}; is it of another language, case or tokenizer?"
         )
     if cache is not None:

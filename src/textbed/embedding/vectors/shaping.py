@@ -23,6 +23,7 @@ def shape(
     dim: int | None = None,
     reduce: str | None = None,
     remove_components: int | None = None,
+    appended: int = 0,
 ) -> np.ndarray:
     """Make vectors narrower, then take out what is common to them, in this order.
 
@@ -40,6 +41,8 @@ def shape(
         remove_components: n, to subtract the rows' mean and then what lies along their n first principal
             components: Mu & Viswanath 2018, "All-but-the-Top", arXiv:1702.01417, who advise about W / 100.
             With 0 the mean alone goes; None leaves all as it is.
+        appended: how many of the last rows nothing is fitted on, so that the others come out as they would
+            without them.
 
     Returns:
         the rows, (V, D) float32.
@@ -48,7 +51,8 @@ def shape(
         UserError: ``reduce`` does not exist or is to make more columns than there are, or as many components
             are to go as there are columns, or rows.
     """
-    width, rows = matrix.shape[1], int(np.count_nonzero(found))
+    fitted = found & (np.arange(len(found)) < len(found) - appended)
+    width, rows = matrix.shape[1], int(np.count_nonzero(fitted))
     if reduce is not None and reduce not in REDUCTIONS:
         raise UserError(
             f"embedding.reduce={reduce}: expected {' or '.join(REDUCTIONS)}, or null."
@@ -64,9 +68,9 @@ def shape(
     elif reduce == "pca" and dim is not None:
         width = dim
         _enough(rows, width, f"embedding.reduce=pca to embedding.dim={width}")
-        mean, components = principal_components(matrix, found, width)
+        mean, components = principal_components(matrix, fitted, width)
         reduced = np.zeros((len(matrix), width), np.float32)
-        for block in _blocks(found):
+        for block in (*_blocks(fitted), *_blocks(found & ~fitted)):
             reduced[block] = (matrix[block] - mean) @ components.T
         matrix = reduced
     if remove_components is not None:
@@ -77,9 +81,9 @@ def shape(
                 f"expected null or a number from 0 to {width - 1}"
             )
         _enough(rows, remove_components, f"embedding.remove_components={remove_components}")
-        mean, components = principal_components(matrix, found, remove_components)
+        mean, components = principal_components(matrix, fitted, remove_components)
         matrix = matrix.copy()
-        for block in _blocks(found):
+        for block in (*_blocks(fitted), *_blocks(found & ~fitted)):
             centred = matrix[block] - mean
             matrix[block] = centred - (centred @ components.T) @ components
     return matrix
