@@ -37,6 +37,7 @@ from textbed import training
 from textbed.batch import TokenBatch
 from textbed.classifier import TextClassifier
 from textbed.data.datamodule import TextDataModule
+from textbed.data.encoding import load_tokenizer
 from textbed.errors import UserError
 from textbed.runs.folder import RunFolder
 
@@ -211,6 +212,87 @@ def test_rows_that_documents_touch_move_in_a_tuned_table(
     touched[pad] = False
     assert torch.equal(moved, touched)
     assert torch.equal(after[pad], torch.zeros(8))
+
+
+def with_strangers(runs: Runs) -> list[str]:
+    """Overrides for documents of which the test split holds words that training lacks: owls and mongolia."""
+    train = [(text.replace("owl", "heron"), topic) for text, topic in documents(60)]
+    test = [("owl mongolia", "birds"), ("mongolia", "boats"), ("owl the", "bread"), *documents(20, seed=5)]
+    paths = [write_csv(runs.folder / f"{len(rows)}.csv", rows) for rows in (train, test)]
+    return on(paths[0], f"data.path={{train: '{paths[0]}', test: '{paths[1]}'}}")
+
+
+@pytest.mark.parametrize("name", ["frozen", "finetuned"])
+def test_words_that_training_lacks_keep_their_vectors(name: str, runs: Runs, vectors: Path) -> None:
+    settings = [
+        *with_strangers(runs),
+        f"embedding={name}",
+        f"embedding.vectors='{vectors}'",
+    ]
+    keep, unknown = (Ground(runs, *settings, f"embedding.unseen={unseen}") for unseen in ("keep", "unknown"))
+    assert_equal_ground(keep, unknown)
+    assert_same_weights(keep.part("linear"), unknown.part("linear"))
+    tokens = unknown.data.tokenizer.tokens
+    assert keep.data.tokenizer.tokens == [*tokens, "owl"]
+    assert "mongolia" not in tokens
+    # the rows of the training vocabulary are the same numbers, random ones too
+    table = "embedding.table.weight"
+    assert torch.equal(keep.weights[table][:-1], unknown.weights[table])
+    with_vector, without = (runs(*settings, f"embedding.unseen={unseen}") for unseen in ("keep", "unknown"))
+    line = next(line for line in vectors.read_text().splitlines() if line.startswith("owl "))
+    owl = torch.tensor([float(number) for number in line.split()[1:]])
+    assert torch.equal(table_of(with_vector)[-1], owl)
+    assert torch.equal(table_of(with_vector)[:-1], table_of(without))
+    assert torch.equal(weights(with_vector)["linear.weight"], weights(without)["linear.weight"])
+    for run, ground, row in ((with_vector, keep, owl), (without, unknown, table_of(without, "best")[1])):
+        # the test's first document by hand: the mean of the owl's row and the unknown row
+        best = weights(run, "best")
+        pooled = (row + best[table][1]) / 2
+        expected = torch.softmax(best["linear.weight"] @ pooled + best["linear.bias"], 0)
+        torch.testing.assert_close(torch.tensor(predictions(run)["probability"][0]), expected)
+        saved = load_tokenizer(run.tokenizer)
+        assert saved.tokens == ground.data.tokenizer.tokens
+    assert load_tokenizer(with_vector.tokenizer).encode(["owl mongolia"])[0].tolist() == [len(tokens), 1]
+    assert predictions(with_vector)["probability"][1] == pytest.approx(predictions(without)["probability"][1])
+    assert predictions(with_vector)["probability"][0] != pytest.approx(predictions(without)["probability"][0])
+
+
+def test_a_run_with_added_words_is_resumed(
+    runs: Runs, vectors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = runs.folder / "own.txt"
+    own.write_bytes(vectors.read_bytes())
+    settings = [*with_strangers(runs), "embedding=finetuned", f"embedding.vectors='{own}'", "name=cut"]
+    whole = runs(*settings, "name=whole")
+    go_on = stopping(monkeypatch, 1, 0, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        runs(*settings)
+    cut = next(run for run in runs.made() if run.path.parent.name == "cut")
+    go_on()
+    own.write_text(own.read_text().replace("owl ", "elk "))
+    with pytest.raises(UserError, match=r"vocabulary is not .* the file of vectors has changed"):
+        runs.resume(cut)
+    own.write_bytes(vectors.read_bytes())
+    assert_same_run(runs.resume(cut), whole)
+
+
+def test_each_fold_adds_its_own_words(runs: Runs, vectors: Path) -> None:
+    texts = [text.split() for text, _ in documents(40)]
+    path = write_csv(runs.folder / "folds.csv", documents(40))
+    settings = on(path, "data.folds=5", "embedding=frozen", f"embedding.vectors='{vectors}'")
+    known = {line.split()[0] for line in vectors.read_text().splitlines()}
+    added = []
+    for fold in range(5):
+        ground = Ground(runs, *settings, f"data.fold={fold}")
+        inside = {word for row in ground.splits["train"] for word in texts[row]}
+        outside = {
+            word for name in ("validation", "test") for row in ground.splits[name] for word in texts[row]
+        }
+        tokens = ground.data.tokenizer.tokens
+        added.append(set(tokens[len(tokens) - ground.data.added_words :]))
+        assert added[-1] == (outside - inside) & known
+        assert set(tokens[2 : len(tokens) - ground.data.added_words]) == inside
+    assert len(set(map(frozenset, added))) > 1
 
 
 # Seeds

@@ -56,6 +56,33 @@ def test_train_counts_are_of_the_training_documents_alone(make: Any) -> None:
     assert expected.sum() == module.sets["train"].lengths.sum()
 
 
+def test_added_words_change_nothing_of_the_training_documents(make: Any, tmp_path: Path) -> None:
+    rows = [*documents(60), ("a heron sailed to mongolia", "birds"), ("mongolia mongolia peru", "boats")]
+    path = {
+        "train": str(write_csv(tmp_path / "a.csv", rows[:50])),
+        "test": str(write_csv(tmp_path / "b.csv", rows[50:])),
+    }
+    module = make(path=path)
+    tokens, counts = module.tokenizer.tokens, module.train_counts
+    train = [ids.tolist() for ids in module.train_documents()]
+    assert {"mongolia", "peru"} <= set(module.unseen_words)
+    assert module.unseen_words[0] == "mongolia"
+    ids = module.sets["test"][11].ids.tolist()
+    assert ids == [1, 1, 1]
+    for _ in range(2):
+        module.add_words(["mongolia", "peru"])
+        assert module.tokenizer.tokens == [*tokens, "mongolia", "peru"]
+        assert module.added_words == 2
+        assert "+2 words with a vector that only the validation or test text has" in module.notes
+        assert [ids.tolist() for ids in module.train_documents()] == train
+        assert module.train_counts.tolist() == [*counts.tolist(), 0, 0]
+        assert module.sets["test"][11].ids.tolist() == [len(tokens), len(tokens), len(tokens) + 1]
+    module.add_words([])
+    assert (module.tokenizer.tokens, module.added_words) == (tokens, 0)
+    assert module.sets["test"][11].ids.tolist() == ids
+    assert module.train_counts.tolist() == counts.tolist()
+
+
 def test_set_up_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make()
     sets = dict(module.sets)

@@ -149,6 +149,41 @@ def test_the_vocabulary_is_of_the_training_rows_alone(tmp_path) -> None:
     assert train.reads == 1
 
 
+@pytest.mark.parametrize("unknown", ["keep", "drop"])
+def test_words_that_no_training_row_has(unknown, tmp_path) -> None:
+    """Row 2 of the split is not trained on; ``b`` is, and too rare for the vocabulary."""
+    splits = {
+        "train": FakeSplit(["a a b", "c c a", "z z y b d"], ["c", "", "e"]),
+        "test": FakeSplit(["d d z a", "b y"], ["d", "e q"], fingerprint="g"),
+    }
+    given = {"kind": "words", "min_count": 2, "unknown": unknown}
+    train = ("train", np.array([0, 1]))
+    tokenizer, columns = encode(given, splits, 2, train, tmp_path)
+    assert tokenizer.tokens[2:] == ["a", "c"]
+    validation, test = ("train", np.array([2])), ("test", np.array([0, 1]))
+    unseen = encoding.unseen_words(columns, train, [validation, test])
+    assert unseen.to_pylist() == ["d", "z", "e", "y", "q"]  # 4, 3, 2, 2 and 1 times
+    assert encoding.unseen_words(columns, train, [("test", np.array([1]))]).to_pylist() == ["e", "q", "y"]
+    assert encoding.unseen_words(columns, train, []).to_pylist() == []
+
+    more, known = encoding.with_words(tokenizer, columns, ["z", "q"])
+    assert more.tokens == [*tokenizer.tokens, "z", "q"]
+    assert [documents(column, [0, 1]) for column in known["train"]] == [
+        documents(column, [0, 1]) for column in columns["train"]
+    ]
+    expected = [[["<unk>", "<unk>", "z", "a"], ["<unk>", "<unk>"]], [["<unk>"], ["<unk>", "q"]]]
+    if unknown == "drop":
+        expected = [[["z", "a"], []], [[], ["q"]]]
+    assert [spelled(more, column, [0, 1]) for column in known["test"]] == expected
+    assert [column.lengths.tolist() for column in known["test"]] == [
+        list(map(len, part)) for part in expected
+    ]
+    assert load_tokenizer(more.save(tmp_path).parent).encode(["z q d"])[0].tolist() == (
+        [4, 5, 1] if unknown == "keep" else [4, 5]
+    )
+    assert splits["train"].reads == 2  # once a column
+
+
 def test_pairs_share_one_vocabulary(tmp_path) -> None:
     pairs = FakeSplit(["a b", "b"], ["b c", ""])
     tokenizer, columns = encode({"kind": "words"}, {"train": pairs}, 2, ("train", np.arange(2)), tmp_path)

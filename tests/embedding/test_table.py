@@ -70,6 +70,22 @@ def test_weights_multiply_rows_and_a_mean_divides_by_the_tokens(mode, way):
     torch.testing.assert_close(pool(batch, mode), torch.stack([first, 3.0 * rows[2]]))
 
 
+@pytest.mark.parametrize("init", ["normal", "uniform"])
+def test_rows_for_words_of_the_evaluation_text_change_no_other(init):
+    """5 x 7 numbers are no whole number of blocks of 16, by which a longer draw begins otherwise."""
+    vectors = torch.arange(56.0).view(8, 7)
+    vectors[5:] *= 100
+    found = torch.tensor([False, True, False, True, False, True, True, True])
+
+    def rows(size: int, appended: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        given = {"vectors": vectors[:size], "found": found[:size], "init": init, "padding_idx": 0}
+        return Table(size, appended=appended, **given).table.weight
+
+    torch.testing.assert_close(rows(8, 3), torch.cat([rows(5, 0), vectors[5:]]), rtol=0, atol=0)
+    assert not torch.equal(rows(8, 0)[:5], rows(5, 0))
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_padding_idx_off_the_cpu_means_the_same(mode):
     """A GPU gets padding_idx itself instead of ids without padding; here both are computed by the CPU."""

@@ -133,6 +133,19 @@ def test_no_coverage_is_an_error_and_not_remembered(tmp_path):
             vectors.read(path, ["le", "chat"], cache=tmp_path / "cache")
 
 
+def test_words_beside_the_vocabulary_are_read_with_it(tmp_path):
+    path, cache = tmp_path / "v.txt", tmp_path / "cache"
+    path.write_bytes(TEXT)
+    for _ in range(2):
+        matrix, found = vectors.read(path, ["dog", "le"], more=["chat", "the"], cache=cache)
+        np.testing.assert_array_equal(matrix, vectors.read(path, ["dog", "le", "chat", "the"])[0])
+        assert found.tolist() == [True, False, False, True]
+    # They are no reason to train on a vocabulary without a vector.
+    vectors.read(path, ["le", "dog"], cache=cache)
+    with pytest.raises(UserError, match="has a vector for none of the 1 words"):
+        vectors.read(path, ["le"], more=["dog"], cache=cache)
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     path = tmp_path / "v.txt"
     path.write_bytes(TEXT)
