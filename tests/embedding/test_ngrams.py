@@ -41,7 +41,9 @@ def make(name: str = "both", **settings: Any) -> NGrams:
 def batch_of(*documents: list[int], weights: list[float] | None = None) -> TokenBatch:
     lengths = torch.tensor([0, *map(len, documents)])
     ids = torch.tensor([token for document in documents for token in document], dtype=torch.int32)
-    return TokenBatch(ids, lengths.cumsum(0).int(), weights=None if weights is None else torch.tensor(weights))
+    return TokenBatch(
+        ids, lengths.cumsum(0).int(), weights=None if weights is None else torch.tensor(weights)
+    )
 
 
 DOCUMENTS = [[2, 3, 8, 9, 10], [], [5], [2, 3], [7, PAD, 3, PAD, PAD, 8, 6], [PAD], [11, 4, 1, 1, 4] * 6]
@@ -264,7 +266,12 @@ def test_a_word_has_the_same_ngrams_in_every_vocabulary():
     order = list(range(V))
     random.Random(0).shuffle(order)
     other = NGrams(
-        V, D, tokens=[TOKENS[old] for old in order], padding_idx=order.index(PAD), buckets=BUCKETS, **SETTINGS["both"]
+        V,
+        D,
+        tokens=[TOKENS[old] for old in order],
+        padding_idx=order.index(PAD),
+        buckets=BUCKETS,
+        **SETTINGS["both"],
     )
     other.words.table.weight.data.copy_(model.words.table.weight[order])
     other.ngrams.table.weight.data.copy_(model.ngrams.table.weight)
