@@ -148,7 +148,7 @@ def test_every_option_composes_and_passes_the_check(composed: Compose, here: Pat
     chosen = dict(one.split("=") for one in given)
     cfg = composed(*given)
     # What has to be given with some options:
-    if chosen.get("embedding", "random") != "random":
+    if chosen.get("embedding", "random") not in ("random", "hashed", "ngrams"):
         cfg.embedding.vectors = "vectors.txt"
     if cfg.data.source in schema.FILE_SOURCES:
         cfg.data.path = "reviews.csv"
@@ -299,6 +299,24 @@ MISTAKES = {
     "all components removed": (
         ["embedding=frozen", "embedding.vectors=vectors.txt", "embedding.remove_components=3"],
         ["embedding.remove_components=3", "3 columns", "from 0 to 2"],
+    ),
+    "vectors where words share rows": (
+        ["embedding=hashed", "embedding.vectors=vectors.txt"],
+        ["embedding.vectors=vectors.txt", "Hashed", "embedding.vectors=null", "embedding=finetuned"],
+    ),
+    "too many hashes": (["embedding=hashed", "embedding.hashes=9"], ["embedding.hashes=9", "at most 8"]),
+    "no buckets": (["embedding=ngrams", "embedding.buckets=0"], ["embedding.buckets=0", "at least 1"]),
+    "one length of character n-grams": (
+        ["embedding=ngrams", "embedding.max_char=6"],
+        ["embedding.max_char=6", "both lengths", "embedding.min_char=NUMBER"],
+    ),
+    "lengths of character n-grams": (
+        ["embedding=ngrams", "embedding.min_char=6", "embedding.max_char=3"],
+        ["embedding.min_char=6", "at most embedding.max_char=3"],
+    ),
+    "no n-grams": (
+        ["embedding=ngrams", "embedding.word_ngrams=1"],
+        ["embedding.word_ngrams=1", "embedding.word_ngrams=2", "embedding=random"],
     ),
     "vectors in no folder": (
         ["embedding=frozen", "embedding.vectors=nowhere/glove.txt"],

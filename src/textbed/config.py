@@ -434,6 +434,13 @@ def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]
     if complete["scheduler"] is not None:
         _check_node("embedding.scheduler", complete["scheduler"])
     vectors, dim = complete["vectors"], complete["dim"]
+    if vectors is not None and "vectors" not in takes.names and not takes.open:
+        raise wrong(
+            "embedding.vectors",
+            vectors,
+            f"{node['_target_']} has no row for each word that a vector could fill; "
+            "give embedding.vectors=null, or choose embedding=finetuned.",
+        )
     _check_case(complete, vectors)
     if vectors is None:
         if not complete["trainable"] or option == "finetuned":
@@ -461,7 +468,9 @@ def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]
         complete["dim"] = _check_width(complete, width)
         if dim == width:
             complete["reduce"] = None  # a sweep over the width may well end at the vectors' own
-    if not complete["trainable"]:
+    if "word_ngrams" in takes.names:
+        _check_ngrams(complete)
+    elif not complete["trainable"]:
         for name, reason in (
             ("lr", "a frozen table learns nothing"),
             ("weight_decay", "a frozen table must not shrink"),
@@ -475,6 +484,29 @@ def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]
                     f"give embedding.{name}=null, or choose embedding=finetuned.",
                 )
     return complete
+
+
+def _check_ngrams(node: Mapping[str, Any]) -> None:
+    """What must hold between the settings of n-grams. Words may be frozen: the n-grams learn all the same."""
+    least, most = node["min_char"], node["max_char"]
+    if (least is None) != (most is None):
+        given, other = ("min_char", "max_char") if most is None else ("max_char", "min_char")
+        raise wrong(
+            f"embedding.{given}",
+            node[given],
+            f"character n-grams need both lengths; give embedding.{other}=NUMBER, or embedding.{given}=null.",
+        )
+    if least is not None and least > most:
+        raise wrong(
+            "embedding.min_char", least, f"expected at most embedding.max_char={most}; exchange the two."
+        )
+    if most is None and node["word_ngrams"] == 1:
+        raise wrong(
+            "embedding.word_ngrams",
+            1,
+            "there are no n-grams then; give embedding.word_ngrams=2, or embedding.min_char and "
+            "embedding.max_char, or choose embedding=random.",
+        )
 
 
 def _check_width(node: Mapping[str, Any], width: int) -> int:

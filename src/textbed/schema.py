@@ -316,6 +316,24 @@ class EmbeddingConfig:
     """Whether a row's gradient is divided by how often it occurs in the batch."""
     sparse: bool = key(False)
     """Whether the table's gradient holds only the rows of the batch: needs torch.optim.SGD or Adagrad."""
+    buckets: int = key(200_000, minimum=1, maximum=2**31 - 1)
+    """Rows that words (hashed) or n-grams (ngrams) share by their hash."""
+    hashes: int = key(2, minimum=1, maximum=8)
+    """Rows that each word has in a table shared by hashing."""
+    importance: bool = key(True)
+    """Whether each word learns a factor for each of those rows."""
+    append_importance: bool = key(False)
+    """Whether those factors also follow the word's row, which becomes that much wider."""
+    word_ngrams: int = key(2, minimum=1)
+    """Most words of a word n-gram; 1 is none."""
+    min_char: int | None = key(None, minimum=1)
+    """Least characters of a character n-gram, the marks at both ends of a word included; null is none."""
+    max_char: int | None = key(None, minimum=1)
+    """Most characters of a character n-gram; null is none."""
+    ngram_init: str = key("zeros", choices=("normal", "uniform", "zeros"))
+    """How the rows of n-grams start."""
+    ngram_scale: float | None = key(None, minimum=0)
+    """Standard deviation (normal) or bound (uniform) of those; null is the class's own choice."""
 
 
 # Read by the recipe, so allowed beside the arguments of any front end.

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from textbed.embedding import vectors
+from textbed.embedding.ngram_hash import ngram_rows
 from textbed.embedding.vectors import open_vectors
-from textbed.embedding.vectors.fasttext import ngram_rows
 from textbed.errors import UserError
 
 WORDS = [b"</s>", b"the", b"caf\xc3\xa9", b"of"]

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from textbed.embedding.ngram_hash import ngram_rows
 from textbed.embedding.vectors.files import Batch, Source, mapped
 from textbed.errors import UserError
 
 MAGIC = struct.pack("<i", 793712314)
-END_OF_LINE = b"</s>"  # fastText's word for the end of a line, which has no n-grams
 HEAD = struct.Struct("<ii12idiiiqq")
 """Magic, version, 12 settings, threshold; then entries, words, labels, tokens and pruned rows."""
 WORDS_AT_ONCE = 1024
@@ -136,48 +136,3 @@ class FastTextVectors(Source):
             f"{self.path}: is a quantised fastText model (.ftz), whose rows are only approximate; "
             "give the .bin or .vec file that it was made from"
         )
-
-
-def ngram_rows(
-    words: Sequence[bytes], shortest: int, longest: int, bucket: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The buckets of the character n-grams of ``words``, as fastText numbers them.
-
-    Args:
-        words: UTF-8.
-        shortest: least characters of an n-gram, the marks < and > at the ends of a word included.
-        longest: most characters; 0 for none.
-        bucket: number of rows.
-
-    Returns:
-        Which word each n-gram is of, and its bucket; both int64 of the same length, not in order of words.
-    """
-    none = np.zeros(0, np.int64)
-    if not words or not bucket or longest < 1:
-        return none, none
-    marked = [b"" if word == END_OF_LINE else b"<" + word + b">" for word in words]
-    data = np.frombuffer(b"".join(marked), np.uint8)
-    starts = np.flatnonzero((data & 0xC0) != 0x80)  # of characters
-    sizes = np.diff(starts, append=len(data))
-    owner = np.repeat(np.arange(len(words)), [len(word) for word in marked])[starts]
-    first = np.diff(owner, prepend=-1) > 0
-    last = np.diff(owner, append=len(words)) > 0
-    signed = data.view(np.int8).astype(np.int32).view(np.uint32)
-    hashes = np.full(len(starts), 2166136261, np.uint32)
-    live = np.arange(len(starts))  # n-grams that have not yet met the end of their word, by where they start
-    owners, rows = [none], [none]
-    for length in range(1, longest + 1):
-        end = live + length - 1
-        inside = end < len(starts)
-        live, end = live[inside], end[inside]
-        same = owner[end] == owner[live]
-        live, end = live[same], end[same]
-        for byte in range(int(sizes[end].max(initial=0))):
-            more = byte < sizes[end]
-            at = live[more]
-            hashes[at] = (hashes[at] ^ signed[starts[end[more]] + byte]) * np.uint32(16777619)
-        if length >= shortest:
-            kept = live[~(first[live] | last[live])] if length == 1 else live
-            owners.append(owner[kept])
-            rows.append((hashes[kept] % np.uint32(bucket)).astype(np.int64))
-    return np.concatenate(owners), np.concatenate(rows)
