@@ -308,6 +308,19 @@ def test_words_start_as_a_plain_table_does():
         assert rows.abs().max().item() == pytest.approx(0.25 if start == "uniform" else 0, rel=0.01)
 
 
+def test_words_that_training_never_meets_change_no_other_row():
+    vectors, found = torch.randn(V, D), torch.arange(V) % 3 == 0
+    settings: dict[str, Any] = {"padding_idx": PAD, "buckets": BUCKETS, "ngram_init": "normal"}
+    torch.manual_seed(0)
+    fewer = NGrams(V - 3, tokens=TOKENS[:-3], vectors=vectors[:-3], found=found[:-3], **settings)
+    torch.manual_seed(0)
+    found[-3:] = True
+    more = NGrams(V, tokens=TOKENS, vectors=vectors, found=found, appended=3, **settings)
+    assert torch.equal(more.words.table.weight[:-3], fewer.words.table.weight)
+    assert torch.equal(more.words.table.weight[-3:], vectors[-3:])
+    assert torch.equal(more.ngrams.table.weight, fewer.ngrams.table.weight)
+
+
 @pytest.mark.parametrize("trainable", [True, False])
 def test_vectors_fill_the_words_and_ngrams_always_train(trainable):
     vectors = torch.randn(V, D)

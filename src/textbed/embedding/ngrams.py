@@ -43,7 +43,7 @@ class NGrams(FrontEnd):
         num_embeddings: V, rows of the table of words.
         dim: D, width of a row; None takes the vectors' width.
         tokens: (V,) the words.
-        vectors, found: pretrained rows of words, see :class:`Table`.
+        vectors, found, appended: pretrained rows of words, see :class:`Table`.
         trainable: whether training moves the words' rows. Those of the n-grams it always does.
         init, scale: how words' rows without a vector start, see :class:`Table`.
         padding_idx: the word whose row is zero, is never trained, and is not counted.
@@ -75,6 +75,7 @@ class NGrams(FrontEnd):
         tokens: Sequence[str],
         vectors: Tensor | None = None,
         found: Tensor | None = None,
+        appended: int = 0,
         trainable: bool = True,
         init: Initialisation = "normal",
         scale: float | None = None,
@@ -113,6 +114,7 @@ class NGrams(FrontEnd):
             dim,
             vectors=vectors,
             found=found,
+            appended=appended,
             trainable=trainable,
             init=init,
             scale=scale,
