@@ -359,6 +359,13 @@ MISTAKES = {
     "padding row": (["embedding.padding_idx=atuo"], ["embedding.padding_idx=atuo", "auto", "'auto'"]),
     "head's argument": (["head=gru", "head.hiden=3"], ["head.hiden=3", "Did you mean 'head.hidden'?"]),
     "head's argument, added": (["head=gru", "+head.hiden=3"], ["head.hiden=3", "'head.hidden'"]),
+    "classes of a head": (["+head.num_classes=3"], ["head.num_classes=3", "leave it out"]),
+    "layers that are no list": (["+head.dense=300"], ["head.dense=300", "a list, or null"]),
+    "layer of no width": (["+head.dense=[300,0]"], ["head.dense=[300, 0]", "a list of widths, such as"]),
+    "layers that are none": (["+head.dense=[]"], ["head.dense=[]", "a list of widths"]),
+    "layers' activation": (["+head.dense_activation=rleu"], ["head.dense_activation=rleu", "'relu'"]),
+    "layers, misspelt": (["+head.dens=[3]"], ["head.dens", "Did you mean 'head.dense'?"]),
+    "no parameters": (["+head.parameters=0"], ["head.parameters=0", "at least 1, or null"]),
     "head's width": (["+head.dim=3"], ["head.dim=3", "leave it out"]),
     "head's argument left out": (["head=gru", "~head.hidden"], ["head.hidden", "needs this argument"]),
     "module": (

@@ -18,6 +18,11 @@ from torch import Tensor
 Reduction = Literal["sum", "mean", "max"]
 
 
+def wide(values: Tensor) -> Tensor:
+    """The values as float32, or as float64 where they are that: what sums over many tokens are taken in."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 @dataclass(eq=False)
 class TokenBatch:
     """B documents as one flat run of N token ids and the place where each document starts.
@@ -49,6 +54,12 @@ class TokenBatch:
     def lengths(self) -> Tensor:
         """(B,) tokens of each document, of the offsets' type."""
         return self.offsets.diff()
+
+    @property
+    def documents(self) -> Tensor:
+        """(N,) int64: the number of the document that each token belongs to."""
+        numbers = torch.arange(len(self), device=self.offsets.device)
+        return torch.repeat_interleave(numbers, self.lengths, output_size=self.ids.shape[0])
 
     def padded(self, pad_id: int) -> tuple[Tensor, Tensor]:
         """Lay the documents out as rows, filled up at the right with ``pad_id``.
@@ -96,13 +107,10 @@ class TokenBatch:
             return F.embedding_bag(tokens, values_ND, self.offsets, mode="max", include_last_offset=True)
         if mode not in ("sum", "mean"):
             raise ValueError(f"mode is '{mode}'; expected sum, mean or max")
-        lengths = self.lengths
-        documents = torch.arange(len(self), device=lengths.device)
-        document_of_token = torch.repeat_interleave(documents, lengths, output_size=values_ND.shape[0])
-        values = values_ND if values_ND.dtype == torch.float64 else values_ND.float()
-        total_BD = values.new_zeros(len(self), values.shape[1]).index_add(0, document_of_token, values)
+        values = wide(values_ND)
+        total_BD = values.new_zeros(len(self), values.shape[1]).index_add(0, self.documents, values)
         if mode == "mean":
-            total_BD = total_BD / lengths.clamp(min=1).unsqueeze(1)
+            total_BD = total_BD / self.lengths.clamp(min=1).unsqueeze(1)
         return total_BD.to(values_ND.dtype)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenBatch:

@@ -27,9 +27,11 @@ from textbed.schema import (
     ClassifierConfig,
     DataConfig,
     EmbeddingConfig,
+    HeadConfig,
     PathsConfig,
     Rule,
     TrainConfig,
+    defaults,
     rules,
 )
 from textbed.targets import HYDRA_KEYS, Arguments, inspect_arguments, is_ours, read_arguments
@@ -66,12 +68,13 @@ GROUPS: dict[str, type] = {"data": DataConfig, "classifier": ClassifierConfig, "
 # Keys beside a `_target_` that the recipe reads itself, and arguments that it fills in itself.
 CONSUMED = {
     "embedding": frozenset(RECIPE_KEYS),
+    "head": frozenset(rules(HeadConfig)),
     "scheduler": frozenset({"interval", "monitor"}),
     "embedding.scheduler": frozenset({"interval", "monitor"}),
 }
 SUPPLIED = {
     "embedding": frozenset({"num_embeddings", "found", "tokens", "counts", "appended"}),
-    "head": frozenset({"dim"}),
+    "head": frozenset({"dim", "num_classes"}),
     "optimizer": frozenset({"params"}),
     "scheduler": frozenset({"optimizer"}),
     "embedding.scheduler": frozenset({"optimizer"}),
@@ -110,6 +113,7 @@ def check(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -> DictConfi
     _check_name(values["name"])
     _check_data(values["data"])
     values["embedding"] = _check_embedding(values["embedding"], chosen.get("embedding"))
+    values["head"] = _check_head(values["head"])
     _check_sparse(values["embedding"], values["optimizer"], values["trainer"])
     _check_numbers(values)
     _check_monitors(values)
@@ -190,8 +194,7 @@ def _complete(place: str, schema: type, values: Any) -> dict[str, Any]:
         raise wrong(place, values, "expected keys and their values.")
     known = rules(schema)
     _unknown_keys(place, values, tuple(known))
-    defaults = OmegaConf.create({item.name: item.default for item in fields(schema) if item.name in known})
-    resolved = OmegaConf.to_container(defaults, resolve=True)
+    resolved = OmegaConf.to_container(OmegaConf.create(defaults(schema)), resolve=True)
     assert isinstance(resolved, dict)
     complete = {str(name): value for name, value in resolved.items()} | dict(values)
     for name, rule in known.items():
@@ -324,9 +327,9 @@ def _check_tokenizer(node: Any) -> dict[str, Any]:
 
 def _check_data(data: dict[str, Any]) -> None:
     source = data["source"]
-    defaults = {item.name: item.default for item in fields(DataConfig)}
+    standard = defaults(DataConfig)
     for name, rule in rules(DataConfig).items():
-        if rule.sources and source not in rule.sources and data[name] != defaults[name]:
+        if rule.sources and source not in rule.sources and data[name] != standard[name]:
             raise wrong(
                 f"data.{name}",
                 data[name],
@@ -542,6 +545,20 @@ def _check_width(node: Mapping[str, Any], width: int) -> int:
             f"the vectors have {width} columns; expected null or a number from 0 to {width - 1}.",
         )
     return width
+
+
+def _check_head(node: dict[str, Any]) -> dict[str, Any]:
+    """The keys that the recipe reads, with their defaults, beside the head's own arguments."""
+    known = rules(HeadConfig)
+    own = {name: value for name, value in node.items() if name not in known}
+    complete = own | _complete(
+        "head", HeadConfig, {name: value for name, value in node.items() if name in known}
+    )
+    width = Rule((int,), minimum=1)
+    dense = complete["dense"]
+    if dense is not None and not (dense and all(width.holds(one) for one in dense)):
+        raise wrong("head.dense", dense, "expected a list of widths, such as [300, 300], or null.")
+    return complete
 
 
 def _check_case(node: dict[str, Any], vectors: Any) -> None:

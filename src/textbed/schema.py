@@ -111,6 +111,11 @@ def rules(schema: type) -> Mapping[str, Rule]:
     return found
 
 
+def defaults(schema: type) -> dict[str, Any]:
+    """The default of every field of a config dataclass that has a rule; interpolations as they stand."""
+    return {item.name: item.default for item in fields(schema) if item.name in rules(schema)}
+
+
 def _kinds(hint: Any) -> tuple[type, ...]:
     if isinstance(hint, types.UnionType):
         return tuple(typing.get_origin(part) or part for part in typing.get_args(hint))
@@ -343,6 +348,21 @@ RECIPE_KEYS = (
 )  # fmt: skip
 # Those of them that the class is given as well.
 PASSED_ON = ("trainable", "dim")
+
+
+@dataclass
+class HeadConfig:
+    """What the recipe reads of a head, whatever the class; all else are arguments of the class."""
+
+    dense: Any = key(None, kinds=(list, type(None)))
+    """Widths of fully connected layers above the head, a list from the bottom up; null is none."""
+    dense_activation: str = key("relu", choices=("relu", "tanh", "gelu"))
+    """What follows each of these layers."""
+    dense_dropout: float = key(0.0, minimum=0, below=1)
+    """Share of each layer's values set to zero in training."""
+    parameters: int | None = key(None, minimum=1)
+    """Most parameters that the head may have, its layers included: it is made as wide as that allows; null
+    leaves its width as given."""
 
 
 @dataclass

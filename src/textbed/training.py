@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning.pytorch.callbacks import Checkpoint, LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 
@@ -28,11 +28,14 @@ from textbed.embedding.report import coverage
 from textbed.embedding.table import FrontEnd
 from textbed.embedding.vectors import shaping
 from textbed.errors import UserError
+from textbed.heads.base import Head
+from textbed.heads.budget import widest
+from textbed.heads.layers import Layered
 from textbed.runs import pictures
 from textbed.runs.folder import RunFolder, is_rank_zero, peak_memory, say, write_text
 from textbed.runs.record import finish_loggers, log_settings, make_loggers, read_metrics
 from textbed.runs.summary import Overview, PartSummary, SplitSummary, share, show_overview, show_result
-from textbed.schema import PASSED_ON, RECIPE_KEYS
+from textbed.schema import PASSED_ON, RECIPE_KEYS, HeadConfig, defaults
 from textbed.targets import read_arguments
 
 # What a resumed run may change. Everything else decides the figures, and would make one record of two runs.
@@ -244,8 +247,7 @@ def build_model(cfg: DictConfig, data: TextDataModule) -> tuple[TextClassifier, 
     if cfg.embedding.vectors == "corpus" and is_rank_zero():
         say("embedding.vectors=corpus: vectors of the training split, trained once and then kept")
     embedding, found = build_embedding(cfg, data)
-    with seeded(cfg.seed, "head"):
-        head = instantiate(cfg.head, dim=embedding.dim)
+    head = build_head(cfg.head, embedding.dim, len(data.corpus.classes), cfg.seed)
 
     weights = cfg.classifier.class_weights
     multilabel, classes = data.corpus.multilabel, data.corpus.classes
@@ -314,6 +316,56 @@ def build_embedding(cfg: DictConfig, data: TextDataModule) -> tuple[FrontEnd, np
         own["padding_idx"] = data.tokenizer.pad_id
     with seeded(cfg.seed, "embedding"):
         return instantiate(own), found
+
+
+def build_head(node: Mapping[str, Any], dim: int, num_classes: int, seed: int) -> Head:
+    """The head that ``node`` describes, with its layers, at most ``node.parameters`` parameters where given.
+
+    Raises:
+        UserError: even the narrowest has more, or the head has no width to change.
+    """
+    extra = {name: node.get(name, default) for name, default in defaults(HeadConfig).items()}
+    own = {name: value for name, value in node.items() if name not in extra}
+    supplied = {"dim": dim}
+    if "num_classes" in read_arguments(own["_target_"]).names:
+        supplied["num_classes"] = num_classes
+
+    def make(dense: Sequence[int] | None, **changes: int) -> Head:
+        with seeded(seed, "head"):
+            head: Head = instantiate(own | changes, **supplied)
+        if dense is None:
+            return head
+        with seeded(seed, "dense"):
+            return Layered(head, dense, extra["dense_activation"], extra["dense_dropout"])
+
+    dense, most = extra["dense"], extra["parameters"]
+    if most is None:
+        return make(dense)
+    name = getattr(get_class(own["_target_"]), "width", None)
+
+    def of_width(width: int) -> Head:
+        return make(dense, **{name: width}) if name else make([width] * len(dense))
+
+    if name is None and dense is None:
+        raise UserError(
+            f"head.parameters={most}: {own['_target_']} has no width to change; "
+            "choose another head, or layers above this one, such as +head.dense=[300]."
+        )
+
+    def count(width: int) -> int:
+        with torch.device("meta"):  # sizes without numbers: no memory, no time
+            return _size(of_width(width)).all
+
+    width = widest(count, most)
+    key = f"head.{name or 'dense'}"
+    if width is None:
+        raise UserError(
+            f"head.parameters={most}: with {key}=1 the head has {count(1):,} parameters already; "
+            "give at least so many, or a smaller embedding.dim."
+        )
+    if is_rank_zero():
+        say(f"head.parameters={most}: {key}={width} gives {count(width):,}")
+    return of_width(width)
 
 
 def _shaping(cfg: DictConfig) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """What a head is: B documents in, one row of H values for each out.
 
 To add one, write a class here beside the others and a file in ``configs/head/`` whose ``_target_`` names it.
-It takes ``dim`` (D, the width of the front end's rows) and its own settings. Every file in ``configs/head/``
-is held to the same promises by ``tests/heads/test_invariance.py``: a document gets the same values alone, in
-any batch and in any order, padding is not seen, an empty document gets zeros, and gradients reach every
-parameter.
+It takes ``dim`` (D, the width of the front end's rows), ``num_classes`` (C) where it has a use for it, and
+its own settings. Every file in ``configs/head/`` is held to the same promises by
+``tests/heads/test_invariance.py``: a document gets the same values alone, in any batch and in any order,
+padding is not seen, an empty document gets zeros, and gradients reach every parameter that is trained.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -20,7 +23,19 @@ class Head(nn.Module):
 
     out_dim: int
     """H, the width of what it returns."""
+    width: ClassVar[str | None] = None
+    """The argument that ``head.parameters`` widens or narrows the head by: a whole number, with which the
+    parameters grow. None where there is no such argument."""
 
     def forward(self, batch: TokenBatch, embedding: FrontEnd) -> Tensor:
         """(B, H), zeros for an empty document."""
+        raise NotImplementedError
+
+    def multiply_adds(self, lengths: Sequence[int]) -> int:
+        """Multiply-adds of the forward pass over documents of so many tokens, each at least 1.
+
+        Counted are the products of matrices, a multiplication and the addition that follows it as one, and
+        one for every value that a reduction over tokens reads. Lookups, activations and all else that is
+        done to one value at a time are not.
+        """
         raise NotImplementedError

@@ -43,6 +43,8 @@ class Recurrent(Head):
         UserError: a setting that does not exist or is out of range.
     """
 
+    width = "hidden"
+
     def __init__(
         self,
         dim: int,
