@@ -1,0 +1,126 @@
+"""Learned weights of tokens against plain loops over one document at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from head_reference import LENGTHS, D, V, assert_same, make_batch
+from torch.utils.flop_counter import FlopCounterMode
+
+from textbed.embedding.table import Table
+from textbed.errors import UserError
+from textbed.heads.attention import Attention, LabelAttention, WeightedMean, softmax, weighted_sums
+
+C = 3
+
+
+def test_the_weights_of_a_document_sum_to_one():
+    batch = make_batch(LENGTHS)
+    scores = torch.randn(len(batch.ids), 2) * 100
+    sums = batch.reduce(softmax(scores, batch), "sum")
+    torch.testing.assert_close(sums, (batch.lengths > 0).float().unsqueeze(1).expand(-1, 2))
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_float32(dtype, queries):
+    """A thousand equal rows under equal weights: their mean is the row, whatever a sum in halves gives."""
+    batch = make_batch([1000])
+    values, scores = torch.full((1000, 1), 1.5, dtype=dtype), torch.zeros(1000, queries, dtype=dtype)
+    sums = weighted_sums(values, softmax(scores, batch), batch)
+    assert torch.equal(sums, torch.full((1, queries), 1.5, dtype=dtype))
+
+
+def test_weighted_mean_against_one_document_at_a_time():
+    torch.manual_seed(0)
+    head = WeightedMean(D)
+
+    def plain(rows):
+        weights = head.score(rows).sigmoid()
+        return (weights * rows).sum(0) / weights.sum(0)
+
+    assert_same(head, plain)
+
+
+def test_a_weighted_mean_of_weights_that_vanish_is_a_mean():
+    head, table, batch = WeightedMean(D), Table(V, D, scale=1.0), make_batch([4])
+    torch.nn.init.zeros_(head.score.weight)
+    torch.nn.init.constant_(head.score.bias, -200.0)  # its sigmoid is 0 in float32
+    torch.testing.assert_close(head(batch, table), table(batch).mean(0, keepdim=True))
+
+
+@pytest.mark.parametrize(("hidden", "queries"), [(None, 1), (4, 1), (4, 3), (None, 2)])
+def test_attention_against_one_document_at_a_time(hidden, queries):
+    torch.manual_seed(0)
+    head = Attention(D, hidden, queries)
+
+    def plain(rows):
+        return (head.score(rows).softmax(0).t() @ rows).flatten()
+
+    assert_same(head, plain)
+    assert len(list(head.parameters())) == (1 if hidden is None else 2)
+
+
+@pytest.mark.parametrize("window", [1, 3, 5, 21])
+def test_label_attention_against_one_document_at_a_time(window):
+    torch.manual_seed(0)
+    head = LabelAttention(D, C, window)
+    torch.nn.init.normal_(head.bias, std=0.1)
+    reach = window // 2
+
+    def plain(rows):
+        cosine = F.cosine_similarity(rows.unsqueeze(1), head.labels, dim=2)  # (n, C)
+        scores = []
+        for token in range(len(rows)):
+            near = head.bias
+            for place in range(window):
+                if 0 <= token + place - reach < len(rows):
+                    near = near + head.window[place] * cosine[token + place - reach]
+            scores.append(near.relu().max())
+        return torch.stack(scores).softmax(0) @ rows
+
+    assert_same(head, plain)
+
+
+def test_rows_of_zeros_have_no_direction_and_a_small_gradient():
+    table = Table(V, D, init="zeros")
+    LabelAttention(D, C, 3)(make_batch([4, 5]), table).sum().backward()
+    assert table.table.weight.grad.abs().max() < 10
+
+
+@pytest.mark.parametrize(
+    ("head", "reductions"),
+    [
+        # For each query the largest score, the sum of the exponents, and the sum of the rows.
+        (WeightedMean(D), 2 + D),
+        (Attention(D, 4, 3), 3 * (2 + D)),
+        (Attention(D, None, 1), 2 + D),
+        (LabelAttention(D, C, 5), 2 + D),
+    ],
+)
+def test_multiply_adds_are_torchs_and_the_reductions(head, reductions):
+    lengths = [9]
+    with FlopCounterMode(display=False) as flops:
+        head(make_batch(lengths), Table(V, D))
+    counted = flops.get_total_flops() / 2
+    if isinstance(head, Attention) and head.queries > 1:
+        counted -= 9 * head.queries * D  # the sum of the rows is a product there
+    if isinstance(head, LabelAttention):
+        counted -= 4 * 5 * C  # windows around the zeros at both ends, which nobody reads
+    assert head.multiply_adds(lengths) - 9 * reductions == counted
+    assert head.multiply_adds([4, 5]) == head.multiply_adds(lengths)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Attention(D, 0), r"head.hidden is 0; expected at least 1, or null"),
+        (lambda: Attention(D, 4, 0), r"head.queries is 0; expected at least 1"),
+        (lambda: LabelAttention(D, C, 4), r"head.window is 4; expected an odd number"),
+        (lambda: LabelAttention(D, C, -1), r"head.window is -1; expected an odd number"),
+    ],
+)
+def test_settings_that_cannot_be(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
