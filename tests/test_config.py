@@ -405,6 +405,18 @@ MISTAKES = {
         ["embedding=frozen", "embedding.vectors=vectors.txt", "+scheduler@embedding.scheduler=linear"],
         ["embedding.scheduler=", "frozen", "embedding.scheduler=null"],
     ),
+    "all words dropped": (["embedding.word_dropout=1.0"], ["embedding.word_dropout=1.0", "below 1"]),
+    "negative noise": (["embedding.noise=-0.1"], ["embedding.noise=-0.1", "at least 0"]),
+    "kind of weights": (["embedding.token_weights=tfidf"], ["token_weights=tfidf", "sif, idf, learned"]),
+    "sif without sif": (
+        ["embedding.sif_a=0.01", "embedding.token_weights=idf"],
+        ["embedding.sif_a=0.01", "embedding.token_weights=sif"],
+    ),
+    "pull to nothing": (["embedding.pull=0.1"], ["embedding.pull=0.1", "embedding.vectors=FILE"]),
+    "pull of a frozen table": (
+        ["embedding=frozen", "embedding.vectors=vectors.txt", "embedding.pull=0.1"],
+        ["embedding.pull=0.1", "frozen", "embedding.pull=0", "embedding=finetuned"],
+    ),
     "monitor of the test set": (
         ["callbacks.checkpoints.monitor=test/accuracy"],
         ["callbacks.checkpoints.monitor=test/accuracy", "validation", "'val/accuracy'"],

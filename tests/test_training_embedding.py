@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from running import Runs, assert_same_run, on
+from running import Runs, assert_same_run, documents, figures, on, record, weights, write_csv
 
 from textbed import training
 from textbed.batch import TokenBatch
 from textbed.classifier import TextClassifier
 from textbed.data.datamodule import TextDataModule
+from textbed.embedding.effects import Effects
+from textbed.embedding.table import Table
 from textbed.embedding.vectors.shaping import shape
 from textbed.runs.folder import RunFolder
 
@@ -125,3 +129,121 @@ def test_a_figure_that_is_not_there_is_named(runs: Runs, topics: Path) -> None:
     line = runs.mistake(*on(topics, PLATEAU.replace("val/loss", "val/lose")))
     assert "embedding.scheduler.monitor=val/lose: this is no figure of this run" in line
     assert "Did you mean 'val/loss'?" in line
+
+
+# What acts on the rows
+
+
+def test_what_is_off_leaves_the_table_alone(runs: Runs, topics: Path) -> None:
+    model, _, _ = built(runs, *on(topics))
+    assert type(model.embedding) is Table
+    effects, _, _ = built(runs, *on(topics, "embedding.noise=0.1"))
+    assert isinstance(effects.embedding, Effects)
+    assert torch.equal(effects.embedding.inner.table.weight, model.embedding.table.weight)
+    assert torch.equal(effects.linear.weight, model.linear.weight)
+
+
+def texts_of(data: TextDataModule) -> list[list[int]]:
+    """The ids of the training documents, as a batch of each alone has them."""
+    documents = data.sets["train"]
+    texts = []
+    for row in range(len(documents)):
+        batch = documents[row]
+        texts += [part.tolist() for part in batch.ids.split(batch.lengths.tolist())]
+    return texts
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["texts", "pairs"])
+def test_weights_come_from_the_training_documents(pairs: bool, runs: Runs, topics: Path) -> None:
+    settings = on(topics, "tokenizer.vocabulary_size=30")
+    if pairs:
+        rows = documents(90)
+        halves = [(text, other, topic) for (text, topic), (other, _) in itertools.pairwise(rows)]
+        path = write_csv(runs.folder / "pairs.csv", halves, ("one", "two", "label"))
+        settings = [*on(path, "tokenizer.vocabulary_size=30"), "data.text=[one,two]"]
+    sif, _, data = built(runs, *settings, "embedding.token_weights=sif", "embedding.sif_a=0.01")
+    idf, _, _ = built(runs, *settings, "embedding.token_weights=idf")
+    texts = texts_of(data)
+    tokens = [token for text in texts for token in text]
+    size = len(data.tokenizer)
+    assert len(texts) == len(data.splits["train"].rows) * (2 if pairs else 1)
+    holding = [sum(token in text for text in texts) for token in range(size)]
+    assert data.train_document_counts.tolist() == holding
+    assert data.train_document_counts.dtype == np.int64
+    for token in range(size):
+        share = tokens.count(token) / len(tokens)
+        assert sif.embedding.token_weights[token].item() == pytest.approx(0.01 / (0.01 + share), rel=1e-5)
+        expected = math.log((1 + len(texts)) / (1 + holding[token])) + 1
+        assert idf.embedding.token_weights[token].item() == pytest.approx(expected, rel=1e-5)
+    assert sif.embedding.token_weights[0] == 1  # padding, which no document has
+    assert holding[1] > 0  # the rarer words are one unknown word
+
+
+def test_learned_weights_are_of_the_tables_group(runs: Runs, topics: Path, vectors: Path) -> None:
+    learned = ["embedding.token_weights=learned", "embedding.lr=0.2", "embedding.weight_decay=0.1"]
+    model, _, data = built(runs, *on(topics, *learned))
+    table, rest = model.configure_optimizers()[0][0].param_groups
+    assert [parameter.shape for parameter in table["params"]] == [
+        (len(data.tokenizer),),
+        (len(data.tokenizer), 8),
+    ]
+    assert (table["lr"], table["weight_decay"]) == (0.2, 0.1)
+    assert (rest["lr"], rest["weight_decay"]) == (0.1, 0.0)
+    # of a frozen table they are all that learns, and may have a rate of their own
+    frozen = ["embedding=frozen", f"embedding.vectors='{vectors}'", "trainer.max_epochs=1"]
+    run = runs(*on(topics, *learned, *frozen))
+    after = weights(run)
+    assert after["embedding.log_weights"].count_nonzero() > 20
+    before, _, _ = built(runs, *on(topics, *learned, *frozen))
+    assert torch.equal(after["embedding.inner.table.weight"], before.embedding.inner.table.weight)
+    assert figures(run)["parameters_trainable/embedding"] == len(data.tokenizer)
+    assert figures(run)["parameters/embedding"] == 9 * len(data.tokenizer)
+
+
+def test_the_pull_is_of_rows_with_a_vector_and_in_the_loss_of_training_alone(
+    runs: Runs, topics: Path, vectors: Path
+) -> None:
+    settings = on(topics, "embedding=finetuned", f"embedding.vectors='{vectors}'", "optimizer=sgd")
+    model, _, data = built(runs, *settings, "embedding.pull=2.0")
+    known = np.isin(data.tokenizer.tokens, WORDS)
+    assert model.embedding.pulled.tolist() == known.tolist()
+    assert torch.equal(model.embedding.initial, model.embedding.inner.table.weight)
+    plain = runs(*settings, "name=plain", "optimizer.lr=0.5")
+    pulled = runs(*settings, "name=pulled", "optimizer.lr=0.5", "embedding.pull=2.0")
+    # With lr * pull = 1 a row that is touched again is back where it began, but for the last step's gradient.
+    begin = model.embedding.initial
+    far = (weights(plain)["embedding.table.weight"] - begin).norm(dim=1)
+    near = (weights(pulled)["embedding.inner.table.weight"] - begin).norm(dim=1)
+    common = torch.from_numpy((data.train_counts > 50) & known)
+    assert common.sum() == 3
+    assert (near[common] < 0.5 * far[common]).all()
+    lines = record(pulled)
+    steps = [line for line in lines if "train/loss" in line]
+    assert steps
+    assert all("train/penalty" in line for line in steps)
+    assert not any("train/penalty" in line for line in record(plain))
+    # validation's loss is that of the documents
+    model.load_state_dict(weights(pulled))
+    model.eval()
+    validation = data.sets["validation"]
+    with torch.no_grad():
+        logits = model(validation.__getitems__(range(len(validation))))
+        assert model.embedding.penalty(validation.__getitems__(range(len(validation)))) > 0
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(validation.labels)).item()
+    last = [line for line in lines if "val/loss" in line][-1]
+    assert last["val/loss"] == pytest.approx(loss, abs=1e-5)
+
+
+ALL = [
+    "embedding.word_dropout=0.2", "embedding.row_dropout=0.1", "embedding.noise=0.05",
+    "embedding.token_weights=learned", "embedding.pull=0.01", TABLES_OWN,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("head", [["head=mean_max"], ["head=gru", "head.hidden=4"]], ids=["mean_max", "gru"])
+def test_an_interrupted_run_with_all_of_it_ends_as_one_that_was_not(
+    head: list[str], runs: Runs, topics: Path, vectors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = on(topics, "embedding=finetuned", f"embedding.vectors='{vectors}'", *ALL, *head)
+    whole = runs(*settings, "name=whole")
+    assert_same_run(whole, interrupted(monkeypatch, runs, settings, 1, 4))

@@ -178,7 +178,8 @@ class TextClassifier(pl.LightningModule):
 
     The loss of a batch is its documents' mean, with class weights the weighted mean. ``train/loss_epoch``,
     ``val/loss`` and ``test/loss`` are that mean over all documents, smoothing and weights included, not a
-    mean over batches.
+    mean over batches. What the front end adds to the loss of training (a pull towards its first rows) is in
+    none of them: it is logged apart, as ``train/penalty``.
 
     Figures are worked out over all documents at the end of an epoch and logged as ``val/...`` and
     ``test/...``: ``loss``, ``accuracy``, ``f1_macro``, ``f1_weighted``, ``mcc``, ``calibration_error`` (15
@@ -309,10 +310,13 @@ class TextClassifier(pl.LightningModule):
         self._add(loss_sum, weight_sum)
         loss = loss_sum / weight_sum
         self.last_loss = loss.detach()
+        penalty = self.embedding.penalty(batch)
         # Lightning's log costs about a millisecond, as much as a small step: call it when it will be written.
         if self.trainer._logger_connector.should_update_logs:
             self.log("train/loss", self.last_loss, batch_size=1)
-        return loss
+            if penalty is not None:
+                self.log("train/penalty", penalty.detach(), batch_size=1)
+        return loss if penalty is None else loss + penalty
 
     def on_train_epoch_end(self) -> None:
         self._log({"train/loss_epoch": self._mean_loss()})

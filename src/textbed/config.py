@@ -471,9 +471,11 @@ def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]
         complete["dim"] = _check_width(complete, width)
         if dim == width:
             complete["reduce"] = None  # a sweep over the width may well end at the vectors' own
+    _check_effects(complete)
     if "word_ngrams" in takes.names:
         _check_ngrams(complete)
-    elif not complete["trainable"]:
+    # Weights that are learnt are in the table's parameter group, and may be all that is.
+    elif not complete["trainable"] and complete["token_weights"] != "learned":
         for name, reason in (
             ("lr", "a frozen table learns nothing"),
             ("weight_decay", "a frozen table must not shrink"),
@@ -509,6 +511,29 @@ def _check_ngrams(node: Mapping[str, Any]) -> None:
             1,
             "there are no n-grams then; give embedding.word_ngrams=2, or embedding.min_char and "
             "embedding.max_char, or choose embedding=random.",
+        )
+
+
+def _check_effects(node: Mapping[str, Any]) -> None:
+    """What acts on the rows in training, where it has nothing to act on."""
+    sif_a = node["sif_a"]
+    usual = next(item.default for item in fields(EmbeddingConfig) if item.name == "sif_a")
+    if node["token_weights"] != "sif" and sif_a != usual:
+        raise wrong(
+            "embedding.sif_a", sif_a, "no token has such a weight; give embedding.token_weights=sif as well."
+        )
+    if node["pull"] and node["vectors"] is None:
+        raise wrong(
+            "embedding.pull",
+            node["pull"],
+            "there are no pretrained vectors to pull to; give embedding.vectors=FILE, or embedding.pull=0.",
+        )
+    if node["pull"] and not node["trainable"]:
+        raise wrong(
+            "embedding.pull",
+            node["pull"],
+            "a frozen table moves nowhere to be pulled back from (embedding.trainable=false); "
+            "give embedding.pull=0, or choose embedding=finetuned.",
         )
 
 

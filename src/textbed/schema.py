@@ -307,6 +307,18 @@ class EmbeddingConfig:
     scheduler: Any = key(None, kinds=(dict, type(None)))
     """Schedule of the table's learning rate, with the keys of `scheduler`, which then is that of all else;
     null is the same for both."""
+    word_dropout: float = key(0.0, minimum=0, below=1)
+    """Share of tokens that is left out of the documents in training."""
+    row_dropout: float = key(0.0, minimum=0, below=1)
+    """Share of rows that are zeros throughout a training batch, the others being scaled up."""
+    noise: float = key(0.0, minimum=0)
+    """Standard deviation of Gaussian noise on the numbers of each token's row in training."""
+    token_weights: str | None = key(None, choices=("sif", "idf", "learned"))
+    """A factor on each token's row: smooth inverse frequency, inverse document frequency, or learned."""
+    sif_a: float = key(1e-3, above=0)
+    """The share of the training tokens at which a token's `sif` weight is one half."""
+    pull: float = key(0.0, minimum=0)
+    """Strength of an L2 pull of the rows in a batch back to their pretrained vectors."""
     init: str = key("normal", choices=("normal", "uniform", "zeros"))
     """How rows without a pretrained vector start."""
     scale: float | None = key(None, minimum=0)
@@ -345,6 +357,7 @@ class EmbeddingConfig:
 RECIPE_KEYS = (
     "trainable", "vectors", "case", "unseen", "dim", "reduce", "remove_components", "lr", "weight_decay",
     "scheduler",
+    "word_dropout", "row_dropout", "noise", "token_weights", "sif_a", "pull",
 )  # fmt: skip
 # Those of them that the class is given as well.
 PASSED_ON = ("trainable", "dim")

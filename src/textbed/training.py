@@ -24,6 +24,7 @@ from textbed.classifier import Schedule, TextClassifier, balanced_weights, optim
 from textbed.data.datamodule import TextDataModule
 from textbed.data.encoding import load_tokenizer
 from textbed.embedding import vectors
+from textbed.embedding.effects import Effects, idf_weights, sif_weights
 from textbed.embedding.report import coverage
 from textbed.embedding.table import FrontEnd
 from textbed.embedding.vectors import shaping
@@ -315,7 +316,32 @@ def build_embedding(cfg: DictConfig, data: TextDataModule) -> tuple[FrontEnd, np
     if own.get("padding_idx") == "auto":
         own["padding_idx"] = data.tokenizer.pad_id
     with seeded(cfg.seed, "embedding"):
-        return instantiate(own), found
+        embedding = instantiate(own)
+    return _with_effects(embedding, cfg, data, found), found
+
+
+def _with_effects(
+    embedding: FrontEnd, cfg: DictConfig, data: TextDataModule, found: np.ndarray | None
+) -> FrontEnd:
+    """The front end inside what is to act on its rows; itself where nothing is."""
+    own = {key: cfg.embedding[key] for key in ("word_dropout", "row_dropout", "noise", "pull")}
+    kind = cfg.embedding.token_weights
+    if kind is None and not any(own.values()):
+        return embedding
+    weights = None
+    if kind == "sif":
+        weights = sif_weights(torch.from_numpy(data.train_counts), cfg.embedding.sif_a)
+    elif kind == "idf":
+        documents = len(data.splits["train"].rows) * data.corpus.columns
+        weights = idf_weights(torch.from_numpy(data.train_document_counts), documents)
+    return Effects(
+        embedding,
+        len(data.tokenizer),
+        weights=weights,
+        learn_weights=kind == "learned",
+        pulled=None if found is None else torch.from_numpy(found),
+        **own,
+    )
 
 
 def build_head(node: Mapping[str, Any], dim: int, num_classes: int, seed: int) -> Head:

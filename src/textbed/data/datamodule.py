@@ -152,13 +152,26 @@ class TextDataModule(pl.LightningDataModule):
         rows = self.splits[split]
         return encoding.type_counts(self.encoded[rows.split], rows.rows, len(self.tokenizer))
 
+    @cached_property
+    def train_document_counts(self) -> np.ndarray:
+        """In how many training documents each token occurs, (V,) int64; of a pair each text is a document."""
+        size = len(self.tokenizer)
+        counts = np.zeros(size, np.int64)
+        for ids, starts in self._train_blocks():
+            documents = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+            counts += np.bincount(np.unique(documents * size + ids) % size, minlength=size)
+        return counts
+
     def train_documents(self) -> Iterator[np.ndarray]:
         """The ids of the tokens of each training document; of pairs all first texts, then all second."""
+        for ids, starts in self._train_blocks():
+            yield from np.split(ids, starts[1:-1])
+
+    def _train_blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         train = self.splits["train"]
         for column in self.encoded[train.split]:
             for begin in range(0, len(train.rows), 1024):
-                ids, starts = column.gather(train.rows[begin : begin + 1024])
-                yield from np.split(ids, starts[1:-1])
+                yield column.gather(train.rows[begin : begin + 1024])
 
     @property
     def train_fingerprint(self) -> str:

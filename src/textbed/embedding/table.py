@@ -48,6 +48,10 @@ class FrontEnd(nn.Module):
         batch = batch.without(self.padding_idx)
         return batch.reduce(self(batch), mode)
 
+    def penalty(self, batch: TokenBatch) -> Tensor | None:
+        """What the loss of a training batch has besides that of its documents; None for nothing."""
+        return None
+
 
 class Table(FrontEnd):
     """One row per token: random, frozen or fine-tuned.
