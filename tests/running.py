@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import textbed.schema  # noqa: F401  the schema must be registered before anything is composed
 from textbed import command, config
 from textbed.runs.folder import RunFolder
+from textbed.targets import read_arguments
 
 ROOT = Path(__file__).parent.parent
 GROUPS = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()}
@@ -52,6 +53,37 @@ def threads_restored() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+EMBEDDINGS = sorted(path.stem for path in (ROOT / "configs" / "embedding").glob("*.yaml"))
+
+
+def front_end(name: str, rows: int, dim: int, *, found: Any = None, padding_idx: int = 0, **more: Any) -> Any:
+    """The front end of a file in ``configs/embedding`` over ``rows`` made-up words, from torch's seed.
+
+    What takes vectors by its file gets the same ones each time, of length 1 and ``dim`` wide, for the words
+    at which ``found`` (rows,) bool is true; ``more`` changes the file's settings.
+    """
+    import hydra.utils
+    import torch
+
+    cfg, _ = composed((f"embedding={name}",))
+    given: Any = OmegaConf.to_container(cfg.embedding)
+    takes = read_arguments(given["_target_"])
+    own = {key: value for key, value in given.items() if key in takes.names} | more
+    if name in config.PRETRAINED:
+        vectors = torch.randn(rows, dim, generator=torch.Generator().manual_seed(7))
+        own |= {"vectors": torch.nn.functional.normalize(vectors), "found": found}
+    else:
+        own["dim"] = dim
+    for key, value in (
+        ("tokens", [f"word{number}" for number in range(rows)]),
+        ("counts", torch.arange(rows)),
+    ):
+        if key in takes.names:
+            own[key] = value
+    make = hydra.utils.get_class(given["_target_"])
+    return make(num_embeddings=rows, **own | {"padding_idx": padding_idx})
 
 
 class Runs:

@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import FSDPPrecision
 from omegaconf import OmegaConf
+from running import front_end
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
@@ -630,10 +631,24 @@ def test_mistakes_in_the_schedule(config, message):
 # ---- several processes, compilation
 
 
+# Front ends of which some parameters get no gradient, or not at every step: what DDP takes ill.
+TABLES = {
+    "frozen": {"train_missing": True},
+    "thawed": {"frozen_epochs": 0, "frozen_steps": 7, "sparse": True},
+    "multichannel": {"frozen_epochs": 1},
+    "adapted": {"rank": 2},
+    "projected": {},
+}
+
+
 def distributed_results(devices):
     """What a run on this many processes gives: figures and predictions of tests, and trained weights."""
-    strategy = pl.strategies.DDPStrategy(process_group_backend="gloo") if devices > 1 else "auto"
-    trainer = pl.Trainer(**PLAIN, devices=devices, strategy=strategy, max_epochs=2)
+
+    def make_trainer():
+        strategy = pl.strategies.DDPStrategy(process_group_backend="gloo") if devices > 1 else "auto"
+        return pl.Trainer(**PLAIN, devices=devices, strategy=strategy, max_epochs=2)
+
+    trainer = make_trainer()
     share = {"rank": trainer.global_rank, "world_size": trainer.world_size}
     result = {}
     for name, count, multilabel in [("uneven", 41, False), ("single", 1, False), ("multilabel", 23, True)]:
@@ -653,6 +668,18 @@ def distributed_results(devices):
     trainer.fit(module, training, batches(data, size=4, **share))
     result["weights"] = module.linear.weight.tolist()
     result["losses"] = [float(trainer.callback_metrics[name]) for name in ("train/loss_epoch", "val/loss")]
+    for name, more in TABLES.items():
+        trainer = make_trainer()
+        with seeded(0, "embedding"):
+            embedding = front_end(name, 20, 4, found=torch.arange(20) % 3 > 0, **more)
+        module = TextClassifier(
+            embedding, Pooling(embedding.dim, ["mean"]), 3, optimizer=partial(torch.optim.SGD, lr=0.5)
+        )
+        start = {key: value.clone() for key, value in embedding.state_dict().items()}
+        trainer.fit(module, batches(data, ShuffledBatches, size=8 // devices, **share))
+        result[name] = {key: value.tolist() for key, value in embedding.state_dict().items()}
+        moved = {key for key, value in embedding.state_dict().items() if not torch.equal(value, start[key])}
+        assert moved == {key for key, value in embedding.named_parameters() if value.requires_grad}
     return result, trainer.global_rank
 
 
@@ -688,6 +715,9 @@ def test_two_processes_give_the_figures_of_one(tmp_path):
     # Two processes of four documents a step take the steps of one process of eight.
     np.testing.assert_allclose(first["weights"], one["weights"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(first["losses"], one["losses"], rtol=1e-5)
+    for name in TABLES:
+        for key, value in one[name].items():
+            np.testing.assert_allclose(first[name][key], value, rtol=1e-4, atol=1e-6, err_msg=f"{name} {key}")
 
 
 @pytest.mark.slow

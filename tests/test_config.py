@@ -24,6 +24,7 @@ from textbed.data.characters import CharacterSettings
 from textbed.data.subwords import SubwordSettings
 from textbed.data.words import WordSettings
 from textbed.errors import UserError
+from textbed.targets import read_arguments
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -184,6 +185,29 @@ def test_the_check_fills_in_defaults_and_leaves_its_argument_alone(composed: Com
     assert checked.data.mirror is None  # resolved
 
 
+@pytest.mark.parametrize(
+    "given",
+    [["embedding=frozen", "embedding.train_missing=true"], ["embedding=adapted"], ["embedding=projected"]],
+)
+def test_what_learns_beside_a_frozen_table_has_a_learning_rate(
+    composed: Compose, here: Path, given: list[str]
+):
+    own = ["embedding.vectors=vectors.txt", "embedding.lr=0.1", "embedding.weight_decay=0.2"]
+    checked = config.check(composed(*given, *own), dict(one.split("=") for one in given[:1]))
+    assert (checked.embedding.lr, checked.embedding.weight_decay) == (0.1, 0.2)
+
+
+def test_what_a_class_gives_its_base_itself_is_no_key():
+    channels = read_arguments("textbed.embedding.channels.Multichannel")
+    adapted = read_arguments("textbed.embedding.corrections.Adapted")
+    table = read_arguments("textbed.embedding.table.Table")
+    assert {*table.names} - {*channels.names} == {"trainable", "train_missing"}
+    assert {*table.names} - {*adapted.names} == {"trainable", "frozen_epochs", "frozen_steps"}
+    assert {*adapted.names} - {*table.names} == {"rank"}
+    assert not channels.open
+    assert not adapted.open
+
+
 def test_a_list_of_one_callback_can_be_left_out(composed: Compose):
     assert "progress" in config.check(composed()).callbacks
     assert "progress" not in config.check(composed("callbacks.progress=null")).callbacks
@@ -342,6 +366,54 @@ MISTAKES = {
     "frozen that decays": (
         ["embedding=frozen", "embedding.vectors=vectors.txt", "embedding.weight_decay=0.1"],
         ["embedding.weight_decay=0.1", "frozen", "embedding.weight_decay=null"],
+    ),
+    "row without a vector": (
+        ["embedding=frozen", "embedding.vectors=vectors.txt", "embedding.missing=meen"],
+        ["embedding.missing=meen", "random, zeros, mean, shared", "Did you mean 'mean'?"],
+    ),
+    "row without a vector where there are none": (
+        ["+embedding.missing=mean"],
+        ["embedding.missing=mean", "without vectors", "embedding.missing=random"],
+    ),
+    "training missing rows of a trained table": (
+        ["embedding=finetuned", "embedding.vectors=vectors.txt", "+embedding.train_missing=true"],
+        ["embedding.train_missing=true", "embedding.train_missing=false", "embedding=frozen"],
+    ),
+    "two scales": (
+        ["embedding.init=kaiming_normal", "embedding.scale=0.1"],
+        ["embedding.scale=0.1", "embedding.init=kaiming_normal", "embedding.scale=null"],
+    ),
+    "initialisation": (["embedding.init=xavier"], ["embedding.init=xavier", "xavier_normal"]),
+    "thawed from nothing": (["embedding=thawed"], ["embedding.vectors", "embedding=random"]),
+    "two channels of nothing": (["embedding=multichannel", "embedding.dim=4"], ["embedding.vectors"]),
+    "thawed that never was frozen": (
+        ["embedding=thawed", "embedding.vectors=vectors.txt", "embedding.frozen_epochs=0"],
+        ["embedding.frozen_epochs=0", "embedding.frozen_steps", "embedding=finetuned"],
+    ),
+    "thawed that stays frozen": (
+        ["embedding=thawed", "embedding.vectors=vectors.txt", "embedding.trainable=false"],
+        ["embedding.frozen_epochs=2", "never thaws", "embedding.trainable=true", "embedding=frozen"],
+    ),
+    "channels that are both frozen": (
+        ["embedding=multichannel", "embedding.vectors=vectors.txt", "embedding.trainable=false"],
+        ["embedding.trainable=false", "Multichannel always learns", "embedding=frozen"],
+    ),
+    "correction that is frozen": (
+        ["embedding=adapted", "embedding.vectors=vectors.txt", "embedding.trainable=false"],
+        ["embedding.trainable=false", "Adapted always learns", "embedding=frozen"],
+    ),
+    "correction that thaws": (
+        ["embedding=adapted", "embedding.vectors=vectors.txt", "+embedding.frozen_epochs=2"],
+        ["embedding.frozen_epochs=2", "no such key", "The keys there are"],
+    ),
+    "sparse missing rows with Adam": (
+        [
+            "embedding=frozen",
+            "embedding.vectors=vectors.txt",
+            "embedding.train_missing=true",
+            "embedding.sparse=true",
+        ],
+        ["embedding.sparse=true", "Adam", "optimizer=sgd"],
     ),
     "sparse with Adam": (["embedding.sparse=true"], ["embedding.sparse=true", "Adam", "optimizer=sgd"]),
     "sparse with decay": (

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from running import (
+    EMBEDDINGS,
     ROOT,
     Runs,
     accuracy,
@@ -41,7 +43,6 @@ from textbed.data.encoding import load_tokenizer
 from textbed.errors import UserError
 from textbed.runs.folder import RunFolder
 
-EMBEDDINGS = sorted(path.stem for path in (ROOT / "configs" / "embedding").glob("*.yaml"))
 HEADS = sorted(path.stem for path in (ROOT / "configs" / "head").glob("*.yaml"))
 
 
@@ -111,6 +112,8 @@ def test_another_front_end_changes_nothing_else(
     name: str, usual: Ground, place: Runs, topics: Path, vectors: Path
 ) -> None:
     given = [] if name in ("random", "hashed") else [f"embedding.vectors='{vectors}'"]
+    if name == "multichannel":  # two of half the width
+        given += ["embedding.reduce=truncate", "embedding.dim=4"]
     other = Ground(place, *on(topics, "head=gru", "head.hidden=5", "seed=3", f"embedding={name}", *given))
     assert_equal_ground(usual, other)
     assert_same_weights(usual.part("head"), other.part("head"))
@@ -293,6 +296,151 @@ def test_each_fold_adds_its_own_words(runs: Runs, vectors: Path) -> None:
         assert added[-1] == (outside - inside) & known
         assert set(tokens[2 : len(tokens) - ground.data.added_words]) == inside
     assert len(set(map(frozenset, added))) > 1
+
+
+def rows_of(ground: Ground, state: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(V, D): the row of every word under these weights."""
+    model, _ = training.build_model(ground.cfg, ground.data)
+    model.load_state_dict(state)
+    size = len(ground.data.tokenizer)
+    with torch.no_grad():
+        return model.embedding(TokenBatch(torch.arange(size).int(), torch.tensor([0, size]).int()))
+
+
+# What trains besides the layers above, and which rows it moves: those of training documents, all, or of those
+# only the ones without a vector.
+MODES = {
+    "frozen": ([], [], "none"),
+    "frozen, missing trained": (["embedding.train_missing=true"], ["learnt.table.weight"], "missing"),
+    "frozen, one row trained": (
+        ["embedding.train_missing=true", "embedding.missing=shared"],
+        ["learnt.table.weight"],
+        "missing",
+    ),
+    "finetuned": (["embedding.missing=mean"], ["table.weight"], "touched"),
+    "finetuned, shared": (["embedding.missing=shared"], ["table.weight"], "touched"),
+    "thawed": (["embedding.frozen_epochs=1"], ["table.weight"], "touched"),
+    "multichannel": ([], ["table.weight"], "touched"),
+    "adapted": (["embedding.rank=2"], ["coefficients.table.weight", "directions"], "touched"),
+    "projected": (["embedding.out_dim=6"], ["projection.weight", "projection.bias"], "all"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("head", ["mean", "gru"])
+def test_what_each_mode_moves(mode: str, head: str, runs: Runs, topics: Path, vectors: Path) -> None:
+    given, trained, moves = MODES[mode]
+    layers = [f"head={head}", *(["head.hidden=4"] if head == "gru" else [])]
+    option = f"embedding={mode.partition(',')[0]}"
+    settings = on(topics, *layers, option, f"embedding.vectors='{vectors}'", *given)
+    ground = Ground(runs, *settings)
+    run = runs(*settings)
+    before, after = ground.weights, weights(run)
+    parts = {name.removeprefix("embedding.") for name in before if name.startswith("embedding.")}
+    assert {*trained} <= parts
+    for name in parts - {*trained}:
+        assert torch.equal(after[f"embedding.{name}"], before[f"embedding.{name}"]), name
+        assert torch.equal(weights(run, "best")[f"embedding.{name}"], before[f"embedding.{name}"]), name
+
+    # optimizer state of what is trained, and of nothing else
+    state = optimizer_state(run)
+    groups = {group["name"]: group for group in state["param_groups"]}
+    shapes = [
+        state["state"][number]["exp_avg"].shape for number in groups.get("table", {"params": ()})["params"]
+    ]
+    assert sorted(shapes) == sorted(before[f"embedding.{name}"].shape for name in trained)
+    assert len(state["state"]) == len(trained) + len(groups["rest"]["params"])
+    assert figures(run)["parameters_trainable/embedding"] == sum(shape.numel() for shape in shapes)
+
+    vocabulary = ground.data.tokenizer.tokens
+    lines = vectors.read_text().splitlines()
+    touched = torch.zeros(len(vocabulary), dtype=torch.bool)
+    for row in range(len(ground.data.sets["train"])):
+        touched[ground.data.sets["train"][row].ids.long()] = True
+    missing = ~torch.isin(
+        torch.arange(len(vocabulary)),
+        torch.tensor([vocabulary.index(line.split()[0]) for line in lines if line.split()[0] in vocabulary]),
+    )
+    assert 5 <= (~missing).sum() <= 9
+    if "embedding.missing=shared" in given:
+        touched |= missing
+    expected = {
+        "none": touched & False,
+        "missing": touched & missing,
+        "touched": touched,
+        "all": touched | True,
+    }[moves]
+    expected[0] = False  # <pad>
+    start, end = rows_of(ground, before), rows_of(ground, after)
+    assert (start != end).any(dim=1).tolist() == expected.tolist()
+    assert not start[0].any()
+    assert not end[0].any()
+
+
+def test_until_it_thaws_a_table_is_frozen(runs: Runs, topics: Path, vectors: Path) -> None:
+    """The same as frozen to the last bit, optimizer state and checkpoint of the best epoch included."""
+    one = [f"embedding.vectors='{vectors}'", "trainer.max_epochs=1", "optimizer.weight_decay=0.1"]
+    frozen = runs(*on(topics, "embedding=frozen", *one, "name=frozen"))
+    for name, settings in {
+        "epochs": ["frozen_epochs=1"],
+        "steps": ["frozen_epochs=0", "frozen_steps=100"],
+    }.items():
+        run = runs(
+            *on(topics, "embedding=thawed", *one, *(f"embedding.{each}" for each in settings), f"name={name}")
+        )
+        for which in ("best", "last"):
+            mine, theirs = weights(run, which), weights(frozen, which)
+            assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+        assert predictions(run) == predictions(frozen)
+        state = optimizer_state(run)
+        assert [group["name"] for group in state["param_groups"]] == ["table", "rest"]
+        assert list(state["state"]) == state["param_groups"][1]["params"]
+
+
+def thawing(topics: Path, vectors: Path, *more: str) -> list[str]:
+    # seven batches an epoch: it thaws with the third of the second
+    own = [
+        "embedding=thawed",
+        f"embedding.vectors='{vectors}'",
+        "embedding.frozen_steps=9",
+        "embedding.lr=0.01",
+    ]
+    return three(topics, *own, "embedding.frozen_epochs=1", "scheduler=linear", *more)
+
+
+@pytest.mark.parametrize("place", [(1, 1), (1, 5), (2, 2)], ids=["frozen", "in the epoch of it", "thawed"])
+def test_an_interrupted_run_thaws_when_it_would_have(
+    place: tuple[int, int],
+    runs: Runs,
+    topics: Path,
+    vectors: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    whole = runs(*thawing(topics, vectors, "name=whole"))
+    shown = capfd.readouterr().err
+    assert "the table is frozen for the first 9 steps, and learns from epoch 2 on" in shown
+    assert "the table thaws: epoch 2, step 9" in whole.log_file.read_text()
+    go_on = stopping(monkeypatch, *place, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        runs(*thawing(topics, vectors, "name=parts"))
+    (run,) = (run for run in runs.made() if run.name == "parts")
+    go_on()
+    runs.resume(run)
+    assert_same_run(whole, run)
+    steps = optimizer_state(run)["state"]
+    assert {int(steps[0]["step"]), int(steps[1]["step"])} == {3 * 7 - 9, 3 * 7}
+
+
+def test_a_table_that_never_thaws_is_told_of(
+    runs: Runs, topics: Path, vectors: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = ["embedding=thawed", f"embedding.vectors='{vectors}'", "embedding.frozen_epochs=2"]
+    with pytest.warns(UserWarning, match=r"ended before the table thawed; lower embedding\.frozen_epochs"):
+        runs(*on(topics, *own, "test=false"))
+    assert re.search(
+        r"never thaws.*14 steps.*ends after 14;.*lower", " ".join(capfd.readouterr().err.split())
+    )
 
 
 # Seeds

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 import torchmetrics.classification as tm
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -30,7 +31,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from textbed.batch import TokenBatch
 from textbed.data.loading import TokenLoader
-from textbed.embedding.table import FrontEnd
+from textbed.embedding.table import FrontEnd, Table
 from textbed.errors import UserError, nearest
 from textbed.heads.base import Head
 from textbed.scheduling import GroupScheduler
@@ -235,6 +236,7 @@ class TextClassifier(pl.LightningModule):
         self.table_lr = table_lr
         self.table_weight_decay = table_weight_decay
         self.table_schedule = table_schedule
+        self.thawing = [part for part in embedding.modules() if isinstance(part, Table) and part.thaws]
         self.class_names = [str(name) for name in class_names or range(num_classes)]
         self.dropout = nn.Dropout(dropout)
         with seeded(seed, "linear"):
@@ -304,12 +306,25 @@ class TextClassifier(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self._loss_sum = self._weight_sum = 0.0
 
+    def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:
+        # The trainer's clock alone decides what is frozen, so that a resumed run goes on as it was.
+        for table in self.thawing:
+            was_frozen = table.frozen
+            table.set_clock(self.current_epoch, self.global_step)
+            if was_frozen and not table.frozen:
+                rank_zero_info(f"the table thaws: epoch {self.current_epoch + 1}, step {self.global_step:,}")
+
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         assert batch.labels is not None
         loss_sum, weight_sum = self.loss_parts(self(batch), batch.labels)
         self._add(loss_sum, weight_sum)
         loss = loss_sum / weight_sum
         self.last_loss = loss.detach()
+        if self.trainer.world_size > 1:
+            # DDP waits for a gradient of every parameter, and would never share that of one which began
+            # without. So a frozen table gets zeros, at the price of a real gradient, and
+            # on_before_optimizer_step takes them away.
+            loss = sum((table.touch() for table in self.thawing if table.frozen), start=loss)
         penalty = self.embedding.penalty(batch)
         # Lightning's log costs about a millisecond, as much as a small step: call it when it will be written.
         if self.trainer._logger_connector.should_update_logs:
@@ -317,6 +332,18 @@ class TextClassifier(pl.LightningModule):
             if penalty is not None:
                 self.log("train/penalty", penalty.detach(), batch_size=1)
         return loss if penalty is None else loss + penalty
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        for table in self.thawing:
+            if table.frozen:  # without a gradient there is no step, no decay and no state
+                table.table.weight.grad = None
+
+    def on_train_end(self) -> None:
+        if any(table.frozen for table in self.thawing):
+            rank_zero_warn(
+                "training ended before the table thawed; lower embedding.frozen_epochs or "
+                "embedding.frozen_steps, or raise callbacks.early_stopping.patience"
+            )
 
     def on_train_epoch_end(self) -> None:
         self._log({"train/loss_epoch": self._mean_loss()})
@@ -456,7 +483,7 @@ class TextClassifier(pl.LightningModule):
     # ---- optimizer
 
     def configure_optimizers(self) -> Any:
-        """One optimizer over two parameter groups, ``table`` (the front end) and ``rest``.
+        """One optimizer over two parameter groups, ``table`` (all that the front end learns) and ``rest``.
 
         Frozen parameters are in neither, so they hold no optimizer state.
         """

@@ -426,9 +426,13 @@ def _no_vectors(trainable: Any) -> str:
     )
 
 
+# Options of the group that are what they are by their vectors.
+PRETRAINED = ("frozen", "finetuned", "thawed", "multichannel", "adapted", "projected")
+
+
 def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]:
     known = rules(EmbeddingConfig)
-    takes = read_arguments(node["_target_"]) if is_ours(node["_target_"]) else Arguments()
+    takes = read_arguments(node["_target_"]) if is_ours(node["_target_"]) else Arguments(open=True)
     complete = dict(node)
     for item in fields(EmbeddingConfig):
         if item.name in RECIPE_KEYS or item.name in takes.names or item.name in node:
@@ -446,7 +450,7 @@ def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]
         )
     _check_case(complete, vectors)
     if vectors is None:
-        if not complete["trainable"] or option == "finetuned":
+        if not complete["trainable"] or option in PRETRAINED:
             raise UserError(_no_vectors(complete["trainable"]))
         for name in ("reduce", "remove_components"):
             if complete[name] is not None:
@@ -474,21 +478,73 @@ def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]
     _check_effects(complete)
     if "word_ngrams" in takes.names:
         _check_ngrams(complete)
-    # Weights that are learnt are in the table's parameter group, and may be all that is.
-    elif not complete["trainable"] and complete["token_weights"] != "learned":
-        for name, reason in (
-            ("lr", "a frozen table learns nothing"),
-            ("weight_decay", "a frozen table must not shrink"),
-            ("scheduler", "a frozen table learns nothing"),
-        ):
-            if complete.get(name) is not None:
-                raise wrong(
-                    f"embedding.{name}",
-                    complete[name],
-                    f"{reason} (embedding.trainable=false); "
-                    f"give embedding.{name}=null, or choose embedding=finetuned.",
-                )
+    _check_rows(complete)
+    _check_what_learns(complete, option, always="trainable" not in takes.names and not takes.open)
     return complete
+
+
+def _check_rows(node: dict[str, Any]) -> None:
+    """How the rows begin that have no vector."""
+    if node["vectors"] is None and node.get("missing", "random") != "random":
+        raise wrong(
+            "embedding.missing",
+            node["missing"],
+            "without vectors no row misses one; give embedding.missing=random, and embedding.init for all.",
+        )
+    if node.get("scale") is not None and node.get("init", "normal") not in ("normal", "uniform", "zeros"):
+        raise wrong(
+            "embedding.scale",
+            node["scale"],
+            f"embedding.init={node['init']} has a scale of its own; "
+            "give embedding.scale=null, or embedding.init=normal or uniform.",
+        )
+
+
+def _check_what_learns(node: dict[str, Any], option: str | None, always: bool) -> None:
+    """``always``: the class learns something whatever is frozen, and so has no switch for it."""
+    thaws = [name for name in ("frozen_epochs", "frozen_steps") if node.get(name)]
+    if option == "thawed" and not thaws:
+        raise UserError(
+            "embedding.frozen_epochs=0: embedding=thawed begins with a frozen table; give "
+            "embedding.frozen_epochs or embedding.frozen_steps, or choose embedding=finetuned."
+        )
+    if node["trainable"]:
+        if node.get("train_missing") and not always:
+            raise wrong(
+                "embedding.train_missing",
+                True,
+                "a table that is trained trains all its rows; "
+                "give embedding.train_missing=false, or choose embedding=frozen.",
+            )
+        return
+    if always:
+        raise wrong(
+            "embedding.trainable",
+            False,
+            f"{node['_target_']} always learns beside what it keeps frozen; "
+            "leave the key out, or choose embedding=frozen.",
+        )
+    if thaws:
+        raise wrong(
+            f"embedding.{thaws[0]}",
+            node[thaws[0]],
+            "with embedding.trainable=false the table never thaws; "
+            "give embedding.trainable=true, or choose embedding=frozen.",
+        )
+    if node.get("train_missing") or "word_ngrams" in node or node["token_weights"] == "learned":
+        return  # these learn beside a frozen table, in its parameter group
+    for name, reason in (
+        ("lr", "a frozen table learns nothing"),
+        ("weight_decay", "a frozen table must not shrink"),
+        ("scheduler", "a frozen table learns nothing"),
+    ):
+        if node.get(name) is not None:
+            raise wrong(
+                f"embedding.{name}",
+                node[name],
+                f"{reason} (embedding.trainable=false); "
+                f"give embedding.{name}=null, or choose embedding=finetuned.",
+            )
 
 
 def _check_ngrams(node: Mapping[str, Any]) -> None:
@@ -614,7 +670,7 @@ def _check_sparse(
     embedding: Mapping[str, Any], optimizer: Mapping[str, Any], trainer: Mapping[str, Any]
 ) -> None:
     """What torch 2.13 cannot do with sparse gradients: most optimizers, decay, fused steps, clipping."""
-    if not (embedding.get("sparse") and embedding["trainable"]):
+    if not (embedding.get("sparse") and (embedding["trainable"] or embedding.get("train_missing"))):
         return
     if embedding.get("scale_grad_by_freq"):
         raise UserError(

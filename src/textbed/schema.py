@@ -25,6 +25,9 @@ SOURCES = ("docstrings", *FILE_SOURCES, "hub")
 NORMAL_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 KEEP = ("head", "tail", "both")
 UNKNOWN = ("keep", "drop")
+INITIALISATIONS = (
+    "normal", "uniform", "zeros", "xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform",
+)  # fmt: skip
 SPECIAL_TOKENS = 2  # padding and unknown, in every vocabulary
 PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~" + "‘’“”„«»–—…·•"
 
@@ -295,15 +298,15 @@ class EmbeddingConfig:
     rows after those of the training vocabulary, or are unknown. Words of the training text that the tokenizer
     leaves out are unknown either way."""
     dim: int | None = key(None, minimum=1)
-    """Width of a row (D); null is the width of the vectors."""
+    """Width of a row of the table (D); null is the width of the vectors."""
     reduce: str | None = key(None, choices=("truncate", "pca"))
     """How wider vectors become `dim` wide: their first columns, or their principal components; null: not."""
     remove_components: int | None = key(None, minimum=0)
     """Principal components that are taken out of the vectors, and their mean with them; null leaves both."""
     lr: float | None = key(None, minimum=0)
-    """Learning rate of the table; null is the optimizer's."""
+    """Learning rate of the table, and of all else that the front end learns; null is the optimizer's."""
     weight_decay: float | None = key(None, minimum=0)
-    """Weight decay of the table; null is the optimizer's."""
+    """Weight decay of the same; null is the optimizer's."""
     scheduler: Any = key(None, kinds=(dict, type(None)))
     """Schedule of the table's learning rate, with the keys of `scheduler`, which then is that of all else;
     null is the same for both."""
@@ -319,10 +322,25 @@ class EmbeddingConfig:
     """The share of the training tokens at which a token's `sif` weight is one half."""
     pull: float = key(0.0, minimum=0)
     """Strength of an L2 pull of the rows in a batch back to their pretrained vectors."""
-    init: str = key("normal", choices=("normal", "uniform", "zeros"))
+    missing: str = key("random", choices=("random", "zeros", "mean", "shared"))
+    """Rows without a pretrained vector: drawn as `init` says, zeros, the vectors' mean, or one for all."""
+    train_missing: bool = key(False)
+    """Whether these rows learn although the others are frozen."""
+    frozen_epochs: int = key(0, minimum=0)
+    """Epochs that the table stands still for, before it learns."""
+    frozen_steps: int = key(0, minimum=0)
+    """Optimizer steps that it stands still for; where both are given, the later end counts."""
+    rank: int = key(8, minimum=1)
+    """Rank of the learnt correction: numbers learnt for each row."""
+    out_dim: int | None = key(None, minimum=1)
+    """Width of a row after the learnt projection; null is the width before."""
+    bias: bool = key(True)
+    """Whether the projection has a bias."""
+    init: str = key("normal", choices=INITIALISATIONS)
     """How rows without a pretrained vector start."""
     scale: float | None = key(None, minimum=0)
-    """Standard deviation (normal) or bound (uniform) of those rows; null is the class's own choice."""
+    """Standard deviation (normal) or bound (uniform) of those rows; null is the vectors' spread, else 0.1.
+    The other initialisations have their own."""
     padding_idx: Any = key("auto", kinds=(int, type(None)), choices=("auto",), minimum=0)
     """Row that stays zero and never moves; `auto` is the tokenizer's padding token, null is none."""
     max_norm: float | None = key(None, above=0)

@@ -162,8 +162,11 @@ def _of_class(module: str, node: ast.ClassDef) -> Arguments:
     found = _of_function(own[0], method=True) if own else Arguments(open=True)
     if not found.open:
         return found
-    if own and not _handed_on(own[0]):
+    handed_on = _handed_on(own[0]) if own else None
+    if own and handed_on is None:
         return found
+    # What the class itself gives to its base cannot be given once more.
+    fixed = {given.arg for given in handed_on.keywords} if handed_on is not None else set()
     names, required, still_open = list(found.names), set(found.required), False
     for base in node.bases:
         base_name = base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "")
@@ -174,14 +177,14 @@ def _of_class(module: str, node: ast.ClassDef) -> Arguments:
             still_open = True
             continue
         still_open |= inherited.open
-        names += [argument for argument in inherited.names if argument not in names]
+        names += [argument for argument in inherited.names if argument not in names and argument not in fixed]
         # With an `__init__` of its own the class may well fill in what its base requires.
         required |= set() if own else inherited.required
     return Arguments(tuple(names), frozenset(required), still_open)
 
 
-def _handed_on(init: ast.FunctionDef) -> bool:
-    """Whether ``**kwargs`` go to ``super().__init__``, and so must be names that a base takes."""
+def _handed_on(init: ast.FunctionDef) -> ast.Call | None:
+    """The call of ``super().__init__`` to which ``**kwargs`` go, and so must be names that a base takes."""
     kwargs = init.args.kwarg.arg if init.args.kwarg else None
     for call in ast.walk(init):
         if (
@@ -192,8 +195,8 @@ def _handed_on(init: ast.FunctionDef) -> bool:
             and getattr(call.func.value.func, "id", "") == "super"
             and any(given.arg is None and getattr(given.value, "id", "") == kwargs for given in call.keywords)
         ):
-            return True
-    return False
+            return call
+    return None
 
 
 def _of_function(node: ast.FunctionDef, method: bool) -> Arguments:

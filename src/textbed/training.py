@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -300,18 +301,20 @@ def build_embedding(cfg: DictConfig, data: TextDataModule) -> tuple[FrontEnd, np
     data.add_words([])  # whatever was built over this data before
     # Those that are not the recipe's to read are the front end's own arguments.
     own = {key: value for key, value in cfg.embedding.items() if key not in RECIPE_KEYS or key in PASSED_ON}
-    takes = read_arguments(cfg.embedding._target_).names
+    takes = read_arguments(cfg.embedding._target_)
+    if "trainable" not in takes.names and not takes.open:  # it always learns; see config
+        own.pop("trainable", None)
     found = None
     if cfg.embedding.vectors is not None:
         matrix, found = _vectors(cfg, data)
         matrix = shaping.shape(matrix, found, appended=data.added_words, **_shaping(cfg))
         own |= {"vectors": torch.from_numpy(matrix), "found": torch.from_numpy(found)}
     own["num_embeddings"] = len(data.tokenizer)
-    if "tokens" in takes:
+    if "tokens" in takes.names:
         own["tokens"] = data.tokenizer.tokens
-    if "counts" in takes:
+    if "counts" in takes.names:
         own["counts"] = torch.from_numpy(data.train_counts)
-    if "appended" in takes:
+    if "appended" in takes.names:
         own["appended"] = data.added_words
     if own.get("padding_idx") == "auto":
         own["padding_idx"] = data.tokenizer.pad_id
@@ -462,8 +465,36 @@ def _overview(
         epochs=trainer.max_epochs,
         multilabel=data.corpus.multilabel,
         vectors=coverage,
-        notes=data.notes + ([f"going on from {checkpoint}"] if checkpoint else []),
+        notes=[
+            *data.notes,
+            *_thaw_notes(model, trainer, len(data.train_dataloader())),
+            *([f"going on from {checkpoint}"] if checkpoint else []),
+        ],
     )
+
+
+def _thaw_notes(model: TextClassifier, trainer: pl.Trainer, batches: int) -> list[str]:
+    """When tables that begin frozen begin to learn: one line for each."""
+    epoch = -(-batches // trainer.accumulate_grad_batches)  # in optimizer steps
+    epochs = trainer.max_epochs
+    end = min(
+        trainer.max_steps if trainer.max_steps >= 0 else math.inf,
+        epochs * epoch if epochs is not None and epochs >= 0 else math.inf,
+    )
+    notes = []
+    for table in model.thawing:
+        first = max(table.frozen_epochs * epoch, table.frozen_steps)
+        if first >= end:
+            notes.append(
+                f"the table never thaws: it is frozen for {first:,} steps, and the run ends after {end:,}; "
+                "lower embedding.frozen_epochs or embedding.frozen_steps"
+            )
+        else:
+            notes.append(
+                f"the table is frozen for the first {first:,} steps, and learns from epoch "
+                f"{first // epoch + 1} on"
+            )
+    return notes
 
 
 def _size(part: torch.nn.Module) -> PartSummary:

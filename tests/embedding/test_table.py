@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from itertools import pairwise
+from typing import get_args
 
 import hydra
 import pytest
@@ -12,9 +13,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from textbed.batch import TokenBatch
-from textbed.embedding.table import DEFAULT_SCALE, FrontEnd, Table
+from textbed.embedding.corrections import Adapted, Projected
+from textbed.embedding.table import DEFAULT_SCALE, FrontEnd, Initialisation, Missing, Table
 from textbed.errors import UserError
-from textbed.schema import PASSED_ON, RECIPE_KEYS, EmbeddingConfig
+from textbed.schema import PASSED_ON, RECIPE_KEYS, EmbeddingConfig, rules
 
 MODES = ["sum", "mean", "max"]
 V, D, PAD = 12, 4, 0
@@ -172,6 +174,39 @@ def test_initial_rows():
     assert not Table(V, D, init="zeros").table.weight.any()
 
 
+@pytest.mark.parametrize(
+    ("init", "formula"),
+    [
+        ("xavier_normal", (2 / (500 + 40)) ** 0.5),
+        ("xavier_uniform", (6 / (500 + 40)) ** 0.5),
+        ("kaiming_normal", 40**-0.5),
+        ("kaiming_uniform", (3 / 40) ** 0.5),
+    ],
+)
+def test_initialisations_with_a_scale_of_their_own(init, formula):
+    """As torch.nn.init draws them, with a gain of 1; and their formulas."""
+    torch.manual_seed(0)
+    weight = Table(500, 40, init=init).table.weight
+    torch.manual_seed(0)
+    extra = {"nonlinearity": "linear"} if init.startswith("kaiming") else {}
+    torch.testing.assert_close(weight.data, getattr(nn.init, f"{init}_")(torch.empty(500, 40), **extra))
+    spread = weight.std() if init.endswith("normal") else weight.abs().max()
+    assert spread.item() == pytest.approx(formula, rel=0.02)
+    # the vectors' scale does not change it
+    found = torch.zeros(500, dtype=torch.bool)
+    found[7] = True
+    torch.manual_seed(0)
+    beside = Table(500, 40, init=init, vectors=torch.full((500, 40), 9.0), found=found).table.weight
+    assert torch.equal(beside[~found], weight[~found])
+    assert (beside[7] == 9).all()
+
+
+def test_the_schema_offers_what_the_table_takes():
+    known = rules(EmbeddingConfig)
+    assert known["init"].choices == get_args(Initialisation)
+    assert known["missing"].choices == get_args(Missing)
+
+
 def test_equal_ground_between_modes():
     """The same draws whichever rows have vectors and whether the table is trained, here and afterwards."""
     found = torch.arange(V) < 6
@@ -266,11 +301,25 @@ def test_touched_rows_move_and_the_padding_row_never(optimizer, mode, sparse):
         ({"dim": D, "padding_idx": V}, r"padding_idx is 12; .* a row from 0 to 11"),
         ({"dim": D, "max_norm": 0.0}, r"embedding.max_norm is 0.0"),
         ({"dim": D, "sparse": True, "scale_grad_by_freq": True}, r"set one of them to false"),
+        ({"dim": D, "scale": 0.1, "init": "kaiming_normal"}, r"embedding.scale is 0.1; embedding.init=kaim"),
+        ({"dim": D, "missing": "mean"}, r"embedding.missing is mean; without vectors"),
+        ({"vectors": torch.ones(V, D), "missing": "meen"}, r"missing is 'meen'.* Did you mean 'mean'\?"),
+        ({"dim": D, "train_missing": True}, r"train_missing and embedding.trainable are both true"),
+        ({"dim": D, "trainable": False, "frozen_steps": 2}, r"trainable is false, so the table never thaws"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(UserError, match=message):
         Table(V, **settings)
+
+
+@pytest.mark.parametrize("rank", [0, D + 1])
+def test_ranks_and_widths_that_cannot_be(rank):
+    with pytest.raises(UserError, match=rf"embedding.rank is {rank}; expected 1 to 4"):
+        Adapted(V, D, rank=rank)
+    assert Adapted(V, D, rank=D).dim == D
+    with pytest.raises(UserError, match=r"embedding.out_dim is 0"):
+        Projected(V, D, out_dim=0)
 
 
 @pytest.mark.parametrize("name", ["random", "frozen", "finetuned"])

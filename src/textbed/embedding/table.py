@@ -1,24 +1,40 @@
 """The front end: what turns token ids into rows. Here its base and the plain table.
 
-Shape letters: B documents, N tokens of all of them, V rows of the table, D width of a row.
+Shape letters: B documents, N tokens of all of them, V rows of the table, D width of a row, M rows without a
+pretrained vector.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from textbed.batch import Reduction, TokenBatch
 from textbed.embedding import bag
 from textbed.errors import UserError, nearest
 
-Initialisation = Literal["normal", "uniform", "zeros"]
+Initialisation = Literal[
+    "normal", "uniform", "zeros", "xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform"
+]
+Missing = Literal["random", "zeros", "mean", "shared"]
 
 DEFAULT_SCALE = 0.1
 """Standard deviation of new rows where there are no vectors to take it from. nn.Embedding's own 1.0 drowns a
 mean of many rows in the noise of rare words that training hardly moves."""
+
+OWN_SCALE: dict[str, Callable[[int, int], float]] = {
+    "xavier_normal": lambda rows, width: math.sqrt(2 / (rows + width)),
+    "xavier_uniform": lambda rows, width: math.sqrt(6 / (rows + width)),
+    "kaiming_normal": lambda rows, width: math.sqrt(1 / width),
+    "kaiming_uniform": lambda rows, width: math.sqrt(3 / width),
+}
+"""Initialisations whose scale follows from V and D: standard deviation (normal) or bound (uniform)."""
 
 
 class FrontEnd(nn.Module):
@@ -54,11 +70,11 @@ class FrontEnd(nn.Module):
 
 
 class Table(FrontEnd):
-    """One row per token: random, frozen or fine-tuned.
+    """One row per token: random, frozen, fine-tuned, or first the one and then the other.
 
     Rows are drawn at random for the whole table first, in the order of ids, and vectors are then laid over
-    them: the same seed gives the same random numbers whichever rows have vectors, and whether or not the
-    table is trained.
+    them: the same seed gives the same random numbers whichever rows have vectors, what becomes of the others,
+    and whether or not the table is trained.
 
     Args:
         num_embeddings: V, rows of the table.
@@ -69,7 +85,19 @@ class Table(FrontEnd):
             the rows before them are what they would be without them, random ones included.
         trainable: whether training moves the table. A table that is not trained gets no gradient, no
             optimizer state and stays as it is to the last bit.
-        init: how rows without a vector are drawn: normal, uniform or zeros.
+        missing: rows without a vector, where there are vectors. ``random``: drawn as ``init`` says;
+            ``zeros``; ``mean``: the mean of the vectors; ``shared``: all these words have one row, drawn as
+            ``init`` says, and train it together.
+        train_missing: of a table that is not trained, train the rows without a vector alone. They lie in a
+            small table of their own (M + 1, D), so that the others cost no gradient and no optimizer state.
+        frozen_epochs, frozen_steps: a trained table stands still until it was told by ``set_clock`` that both
+            so many epochs and so many optimizer steps have passed: gradual unfreezing in two stages, Howard
+            & Ruder 2018, arXiv:1801.06146.
+        init: how rows are drawn: normal, uniform, zeros, or with a scale of its own (Glorot & Bengio 2010,
+            He et al. 2015, arXiv:1502.01852; as torch.nn.init with a gain of 1): xavier_normal, a standard
+            deviation of sqrt(2 / (V + D)); xavier_uniform, a bound of sqrt(6 / (V + D)); kaiming_normal, a
+            standard deviation of 1 / sqrt(D), which gives rows a length of about 1; kaiming_uniform, a bound
+            of sqrt(3 / D).
         scale: standard deviation of normal, or largest magnitude of uniform rows. None stands for the spread
             of the vectors where there are some (uniform: the width that gives the same spread), else for
             ``DEFAULT_SCALE``.
@@ -84,6 +112,9 @@ class Table(FrontEnd):
         UserError: a setting that cannot be, or vectors of another size than the table.
     """
 
+    alias: Tensor | None
+    slot: Tensor | None
+
     def __init__(
         self,
         num_embeddings: int,
@@ -93,6 +124,10 @@ class Table(FrontEnd):
         found: Tensor | None = None,
         appended: int = 0,
         trainable: bool = True,
+        missing: Missing = "random",
+        train_missing: bool = False,
+        frozen_epochs: int = 0,
+        frozen_steps: int = 0,
         init: Initialisation = "normal",
         scale: float | None = None,
         padding_idx: int | None = None,
@@ -114,13 +149,33 @@ class Table(FrontEnd):
             raise UserError("embedding.dim is null; without vectors there is no width to take, so give one")
         if dim < 1:
             raise UserError(f"embedding.dim is {dim}; expected a width of at least 1")
-        if init not in get_args(Initialisation):
-            choices = get_args(Initialisation)
-            raise UserError(
-                f"embedding.init is '{init}'; expected one of {', '.join(choices)}.{nearest(init, choices)}"
-            )
+        for key, value, choices in (
+            ("init", init, get_args(Initialisation)),
+            ("missing", missing, get_args(Missing)),
+        ):
+            if value not in choices:
+                raise UserError(
+                    f"embedding.{key} is '{value}'; expected one of {', '.join(choices)}."
+                    f"{nearest(value, choices)}"
+                )
         if scale is not None and scale < 0:
             raise UserError(f"embedding.scale is {scale}; expected null or a number from 0 up")
+        if scale is not None and init in OWN_SCALE:
+            raise UserError(f"embedding.scale is {scale}; embedding.init={init} has its own, so give null")
+        if missing != "random" and vectors is None:
+            raise UserError(
+                f"embedding.missing is {missing}; without vectors all rows are drawn, so leave it random"
+            )
+        if train_missing and trainable:
+            raise UserError(
+                "embedding.train_missing and embedding.trainable are both true; a table that is trained "
+                "trains all its rows, so set one of them to false"
+            )
+        if (frozen_epochs or frozen_steps) and not trainable:
+            raise UserError(
+                "embedding.trainable is false, so the table never thaws; "
+                "set embedding.frozen_epochs and embedding.frozen_steps to 0"
+            )
         if padding_idx is not None and not 0 <= padding_idx < num_embeddings:
             raise UserError(
                 f"embedding.padding_idx is {padding_idx}; expected auto, null or a row from 0 to "
@@ -138,17 +193,48 @@ class Table(FrontEnd):
             assert vectors is not None
             own = num_embeddings - appended
             weight = _initial_rows(
-                own, dim, vectors[:own], None if found is None else found[:own], init, scale
+                own, dim, vectors[:own], None if found is None else found[:own], init, scale, missing
             )
             weight = torch.cat([weight, vectors[own:].to(weight.dtype)])
         else:
-            weight = _initial_rows(num_embeddings, dim, vectors, found, init, scale)
+            weight = _initial_rows(num_embeddings, dim, vectors, found, init, scale, missing)
         if padding_idx is not None:
             weight[padding_idx] = 0
         if max_norm is not None:
             torch.embedding_renorm_(weight, torch.arange(num_embeddings), max_norm, norm_type)
         self.dim = dim
         self.padding_idx = padding_idx
+        self.frozen_epochs, self.frozen_steps = frozen_epochs, frozen_steps
+        self.frozen = self.thaws
+        self.gradient_settings: dict[str, Any] = {"scale_grad_by_freq": scale_grad_by_freq, "sparse": sparse}
+
+        without = torch.zeros(num_embeddings, dtype=torch.bool)
+        if vectors is not None and found is not None:
+            without = ~found
+        if padding_idx is not None:
+            without[padding_idx] = False
+        # Kept in checkpoints, (V,) int32: the row of ``table`` that stands for each id, where some share one,
+        # and the row of ``learnt`` for each id, 0 for ids without one.
+        alias = slot = None
+        self.learnt: Table | None = None
+        if missing == "shared" and bool(without.any()):
+            ids = torch.arange(num_embeddings, dtype=torch.int32)
+            alias = torch.where(without, ids[without][0], ids)
+            without &= alias == ids
+        if train_missing and bool(without.any()):
+            slot = without.cumsum(0).int() * without
+            self.learnt = Table(
+                int(slot.max()) + 1,
+                vectors=torch.cat([weight.new_zeros(1, dim), weight[without]]),
+                init="zeros",
+                padding_idx=0,
+                max_norm=max_norm,
+                norm_type=norm_type,
+                **self.gradient_settings,
+            )
+            weight[without] = 0
+        self.register_buffer("alias", alias)
+        self.register_buffer("slot", slot)
         self.table = nn.Embedding.from_pretrained(
             weight,
             freeze=not trainable,
@@ -157,26 +243,84 @@ class Table(FrontEnd):
             # again.
             max_norm=max_norm if trainable else None,
             norm_type=norm_type,
-            scale_grad_by_freq=scale_grad_by_freq,
-            sparse=sparse,
+            **self.gradient_settings,
         )
+
+    # ---- thawing
+
+    @property
+    def thaws(self) -> bool:
+        """Whether the table begins frozen and is trained later."""
+        return self.frozen_epochs > 0 or self.frozen_steps > 0
+
+    def set_clock(self, epoch: int, step: int) -> None:
+        """Say how many epochs and optimizer steps have passed; a table that thaws goes by that alone."""
+        self.frozen = epoch < self.frozen_epochs or step < self.frozen_steps
+
+    def touch(self) -> Tensor:
+        """A zero that hangs on the table, for who waits for a gradient of every parameter, as DDP does."""
+        weight = self.table.weight
+        none = torch.zeros(0, dtype=torch.int32, device=weight.device)
+        return F.embedding(none, weight, sparse=self.table.sparse).sum()
+
+    # ---- rows
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """A row for each token, (N, D), times its weight where the batch has weights."""
-        rows_ND = self.table(batch.ids)
-        return rows_ND if batch.weights is None else rows_ND * batch.weights.unsqueeze(1)
+        batch = self.aliased(batch)
+        if self.learnt is None:
+            return self._look_up(batch)
+        return self._look_up(batch) + self.learnt(self._slots(batch))
 
     def pool(self, batch: TokenBatch, mode: Reduction) -> Tensor:
         """The sum, mean or maximum of each document's rows, (B, D), without making (N, D)."""
+        batch = self.aliased(batch)
+        if self.learnt is None:
+            return self._pool(batch, mode)
+        batch = batch.without(self.padding_idx)
+        if mode == "max":  # of what both tables give together
+            return batch.reduce(self(batch), mode)
+        learnt_BD = self.learnt.pool(self._slots(batch), "sum")  # which reads none but its own tokens
+        if mode == "mean":
+            learnt_BD = learnt_BD / batch.lengths.clamp(min=1).unsqueeze(1)
+        return self._pool(batch, mode) + learnt_BD
+
+    def aliased(self, batch: TokenBatch) -> TokenBatch:
+        """The batch with one id for all words that share a row; itself where none do."""
+        if self.alias is None:
+            return batch
+        return dataclasses.replace(batch, ids=self.alias.index_select(0, batch.ids))
+
+    def _slots(self, batch: TokenBatch) -> TokenBatch:
+        assert self.slot is not None
+        return dataclasses.replace(batch, ids=self.slot.index_select(0, batch.ids))
+
+    def _weight(self, batch: TokenBatch) -> Tensor:
+        """(V, D), its rows for the batch shortened; cut off from the table where that is frozen for now."""
         table = self.table
-        if table.weight.requires_grad and table.scale_grad_by_freq:
-            # In torch 2.13 embedding_bag's own is wrong on the CPU, dividing one token's gradient by the
-            # count of another (pytorch#190063), and left out on MPS.
-            return super().pool(batch, mode)
+        if self.frozen:
+            return table.weight.detach()
         if table.max_norm is not None:
             with torch.no_grad():
                 torch.embedding_renorm_(table.weight, batch.ids, table.max_norm, table.norm_type)
-        return bag.pool(table.weight, batch, mode, padding_idx=self.padding_idx, sparse=table.sparse)
+        return table.weight
+
+    def _look_up(self, batch: TokenBatch) -> Tensor:
+        weight, table = self._weight(batch), self.table
+        if not table.scale_grad_by_freq:
+            return bag.look_up(weight, batch, padding_idx=self.padding_idx, sparse=table.sparse)
+        rows_ND = F.embedding(batch.ids, weight, self.padding_idx, scale_grad_by_freq=True)
+        return rows_ND if batch.weights is None else rows_ND * batch.weights.unsqueeze(1)
+
+    def _pool(self, batch: TokenBatch, mode: Reduction) -> Tensor:
+        if self.table.scale_grad_by_freq and self.table.weight.requires_grad and not self.frozen:
+            # In torch 2.13 embedding_bag's own is wrong on the CPU, dividing one token's gradient by the
+            # count of another (pytorch#190063), and left out on MPS.
+            batch = batch.without(self.padding_idx)
+            return batch.reduce(self._look_up(batch), mode)
+        return bag.pool(
+            self._weight(batch), batch, mode, padding_idx=self.padding_idx, sparse=self.table.sparse
+        )
 
     def extra_repr(self) -> str:
         return f"trainable={self.table.weight.requires_grad}"
@@ -189,15 +333,18 @@ def _initial_rows(
     found: Tensor | None,
     init: Initialisation,
     scale: float | None,
+    missing: Missing,
 ) -> Tensor:
     """Draw (V, D) rows and lay the vectors over those that have one."""
     weight = torch.empty(num_embeddings, dim)
-    if init == "normal":
+    if init.endswith("normal"):
         weight.normal_()
-    elif init == "uniform":
+    elif init.endswith("uniform"):
         weight.uniform_(-1, 1)
     else:
         weight.zero_()
+    if init in OWN_SCALE:
+        scale = OWN_SCALE[init](num_embeddings, dim)
     if vectors is None:
         return weight.mul_(DEFAULT_SCALE if scale is None else scale)
     if found is None:
@@ -208,5 +355,9 @@ def _initial_rows(
         if init == "uniform":
             scale *= 3**0.5  # a uniform number from -a to a has the standard deviation a / sqrt(3)
     weight.mul_(scale)
+    if missing == "zeros" or (missing == "mean" and not known.numel()):
+        weight.zero_()
+    elif missing == "mean":
+        weight[:] = known.mean(dim=0)
     weight[found] = known
     return weight
