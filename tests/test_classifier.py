@@ -35,6 +35,7 @@ from textbed.classifier import (
 from textbed.data.loading import OrderedBatches, ShuffledBatches, TokenDataset, make_loader
 from textbed.embedding.table import Table
 from textbed.errors import UserError
+from textbed.heads.attention import Attention
 from textbed.heads.pooling import Pooling
 from textbed.heads.recurrent import Recurrent
 
@@ -323,6 +324,26 @@ def test_training_logs_the_exact_mean_of_an_epoch_and_a_loss_every_few_steps(tmp
     assert steps == [3, 7]
     assert module.last_loss.requires_grad is False
     assert module.predictions is None  # only after validate or test
+
+
+def test_what_a_head_adds_to_the_loss_is_trained_on_and_logged_apart(tmp_path):
+    loader = batches(dataset(9), size=9)
+    batch = next(iter(loader))
+    module = TextClassifier(Table(20, 4), Attention(4, None, 2, overlap=3.0), 3)
+    loss_sum, weight = module.loss_parts(module(batch), batch.labels)
+    penalty = module.head.penalty()
+    expected = torch.autograd.grad(loss_sum / weight + penalty, list(module.parameters()))
+    logger = CSVLogger(tmp_path, "", "")
+    trainer = pl.Trainer(**PLAIN | {"logger": logger}, max_steps=1, log_every_n_steps=1)
+    module.make_optimizer = partial(torch.optim.SGD, lr=1.0)
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    trainer.fit(module, loader, loader)
+    with open(Path(logger.log_dir) / "metrics.csv") as file:
+        row = next(row for row in csv.DictReader(file) if row["train/loss"])
+    assert float(row["train/penalty"]) == pytest.approx(penalty.item(), rel=1e-6)
+    assert float(row["train/loss"]) == pytest.approx((loss_sum / weight).item(), rel=1e-6)
+    for parameter, start, gradient in zip(module.parameters(), before, expected, strict=True):
+        torch.testing.assert_close(start - parameter, gradient, rtol=1e-4, atol=1e-6)
 
 
 def logits_gradient(module, batch):

@@ -179,8 +179,8 @@ class TextClassifier(pl.LightningModule):
 
     The loss of a batch is its documents' mean, with class weights the weighted mean. ``train/loss_epoch``,
     ``val/loss`` and ``test/loss`` are that mean over all documents, smoothing and weights included, not a
-    mean over batches. What the front end adds to the loss of training (a pull towards its first rows) is in
-    none of them: it is logged apart, as ``train/penalty``.
+    mean over batches. What the front end and the head add to the loss of training (a pull towards the first
+    rows, a price for queries that overlap) is in none of them: it is logged apart, as ``train/penalty``.
 
     Figures are worked out over all documents at the end of an epoch and logged as ``val/...`` and
     ``test/...``: ``loss``, ``accuracy``, ``f1_macro``, ``f1_weighted``, ``mcc``, ``calibration_error`` (15
@@ -325,7 +325,10 @@ class TextClassifier(pl.LightningModule):
             # without. So a frozen table gets zeros, at the price of a real gradient, and
             # on_before_optimizer_step takes them away.
             loss = sum((table.touch() for table in self.thawing if table.frozen), start=loss)
-        penalty = self.embedding.penalty(batch)
+        penalties = [
+            part for part in (self.embedding.penalty(batch), self.head.penalty()) if part is not None
+        ]
+        penalty = torch.stack(penalties).sum() if penalties else None
         # Lightning's log costs about a millisecond, as much as a small step: call it when it will be written.
         if self.trainer._logger_connector.should_update_logs:
             self.log("train/loss", self.last_loss, batch_size=1)

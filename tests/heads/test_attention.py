@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from textbed.embedding.table import Table
 from textbed.errors import UserError
 from textbed.heads.attention import Attention, LabelAttention, WeightedMean, softmax, weighted_sums
+from textbed.heads.layers import Layered
 
 C = 3
 
@@ -60,6 +61,30 @@ def test_attention_against_one_document_at_a_time(hidden, queries):
 
     assert_same(head, plain)
     assert len(list(head.parameters())) == (1 if hidden is None else 2)
+
+
+def test_overlap_costs_in_training_alone_and_is_asked_once():
+    torch.manual_seed(0)
+    head, table, batch = Attention(D, None, 3, overlap=0.5), Table(V, D, scale=1.0), make_batch([4, 0, 1])
+    assert head.penalty() is None
+    head(batch, table)
+    penalty = head.penalty()
+    assert head.penalty() is None
+    expected = 0.0
+    for rows in table(batch).split([4, 1]):
+        weights = head.score(rows).softmax(0)
+        expected = expected + 0.5 * (weights.t() @ weights - torch.eye(3)).square().sum() / 3
+    torch.testing.assert_close(penalty, expected)
+    parameters = [*head.parameters(), table.table.weight]
+    torch.testing.assert_close(
+        torch.autograd.grad(penalty, parameters), torch.autograd.grad(expected, parameters)
+    )
+    for quiet in (head.eval(), Attention(D, None, 3)):
+        quiet(batch, table)
+        assert quiet.penalty() is None
+    # One token is all that each of the three queries can look at: 1 everywhere, six of nine too much.
+    head.train()(make_batch([1]), table)
+    assert Layered(head, [2]).penalty().item() == pytest.approx(0.5 * 6)
 
 
 @pytest.mark.parametrize("window", [1, 3, 5, 21])
@@ -117,6 +142,7 @@ def test_multiply_adds_are_torchs_and_the_reductions(head, reductions):
     [
         (lambda: Attention(D, 0), r"head.hidden is 0; expected at least 1, or null"),
         (lambda: Attention(D, 4, 0), r"head.queries is 0; expected at least 1"),
+        (lambda: Attention(D, 4, 2, -1.0), r"head.overlap is -1.0; expected a number from 0 up"),
         (lambda: LabelAttention(D, C, 4), r"head.window is 4; expected an odd number"),
         (lambda: LabelAttention(D, C, -1), r"head.window is -1; expected an odd number"),
     ],

@@ -6,6 +6,7 @@ classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -46,13 +47,17 @@ def weighted_sums(values_ND: Tensor, weights_NQ: Tensor, batch: TokenBatch) -> T
             include_last_offset=True,
         )
     else:
-        # A product for each document: with 30 queries a fifteenth of the time of a bag for each query on
-        # long documents, a third on short ones. Waits for the device.
-        lengths = batch.lengths.tolist()
-        parts = zip(weights_NQ.split(lengths), values.split(lengths), strict=True)
-        with torch.autocast(values.device.type, enabled=False):
-            sums_BH = torch.stack([weights.t() @ rows for weights, rows in parts]).flatten(1)
+        # With 30 queries a fifteenth of the time of a bag for each query on long documents, a third on short.
+        sums_BH = _products(weights_NQ, values, batch).flatten(1)
     return sums_BH.to(values_ND.dtype)
+
+
+def _products(weights_NQ: Tensor, values_ND: Tensor, batch: TokenBatch) -> Tensor:
+    """For each document its weights, transposed, times its values: (B, Q, D). Waits for the device."""
+    lengths = batch.lengths.tolist()
+    parts = zip(weights_NQ.split(lengths), values_ND.split(lengths), strict=True)
+    with torch.autocast(values_ND.device.type, enabled=False):
+        return torch.stack([weights.t() @ values for weights, values in parts])
 
 
 class WeightedMean(Head):
@@ -87,13 +92,15 @@ class Attention(Head):
     """Self-attention with learned queries (Lin et al. 2017, arXiv:1703.03130): softmax over the document of
     q·tanh(W x) for each query q, and the rows' sum under those weights. H = Q x D.
 
-    One query is the word attention of Yang et al. 2016 (doi:10.18653/v1/N16-1174) without its bias. Lin et
-    al. add a penalty on queries that look at the same tokens to the loss; it is left out here.
+    One query is the word attention of Yang et al. 2016 (doi:10.18653/v1/N16-1174) without its bias.
 
     Args:
         dim: D, width of the front end's rows.
         hidden: width of the layer between rows and scores; None scores the rows themselves, q·x.
         queries: Q, how many weighted sums lie side by side.
+        overlap: what queries that look at the same tokens cost: factor of Lin et al.'s penalty in the loss of
+            training, the squared Frobenius norm of A Aᵀ - I, the mean over documents, where A (Q, n) are the
+            weights. It also draws each query to a single token.
 
     Raises:
         UserError: a setting that is out of range.
@@ -101,24 +108,38 @@ class Attention(Head):
 
     width = "hidden"
 
-    def __init__(self, dim: int, hidden: int | None, queries: int = 1) -> None:
+    def __init__(self, dim: int, hidden: int | None, queries: int = 1, overlap: float = 0.0) -> None:
         super().__init__()
         if hidden is not None and hidden < 1:
             raise UserError(f"head.hidden is {hidden}; expected at least 1, or null for no layer")
         if queries < 1:
             raise UserError(f"head.queries is {queries}; expected at least 1")
+        if not 0 <= overlap < math.inf:
+            raise UserError(f"head.overlap is {overlap}; expected a number from 0 up")
         layers: list[nn.Module] = []
         if hidden is not None:
             layers = [nn.Linear(dim, hidden, bias=False), nn.Tanh()]
         self.score = nn.Sequential(*layers, nn.Linear(hidden or dim, queries, bias=False))
         self.queries = queries
+        self.overlap = overlap
         self.out_dim = queries * dim
+        self._penalty: Tensor | None = None
 
     def forward(self, batch: TokenBatch, embedding: FrontEnd) -> Tensor:
         """(B, H), the queries' sums side by side."""
         batch = batch.without(embedding.padding_idx)
         rows_ND = embedding(batch)
-        return weighted_sums(rows_ND, softmax(self.score(rows_ND), batch), batch)
+        weights_NQ = softmax(self.score(rows_ND), batch)
+        if self.overlap and self.training:
+            products_BQQ = _products(weights_NQ, weights_NQ, batch)
+            apart = torch.eye(self.queries, dtype=products_BQQ.dtype, device=products_BQQ.device)
+            norms_B = (products_BQQ - apart).square().sum(dim=(1, 2)) * (batch.lengths > 0)
+            self._penalty = self.overlap * norms_B.mean()
+        return weighted_sums(rows_ND, weights_NQ, batch)
+
+    def penalty(self) -> Tensor | None:
+        penalty, self._penalty = self._penalty, None
+        return penalty
 
     def multiply_adds(self, lengths: Sequence[int]) -> int:
         scores = sum(parameter.numel() for parameter in self.score.parameters())

@@ -31,6 +31,10 @@ class Head(nn.Module):
         """(B, H), zeros for an empty document."""
         raise NotImplementedError
 
+    def penalty(self) -> Tensor | None:
+        """What the last forward pass in training adds to the loss; None for nothing. To be asked once."""
+        return None
+
     def multiply_adds(self, lengths: Sequence[int]) -> int:
         """Multiply-adds of the forward pass over documents of so many tokens, each at least 1.
 

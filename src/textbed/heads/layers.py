@@ -63,6 +63,9 @@ class Layered(Head):
             tokens_B1 = batch.reduce((batch.ids != embedding.padding_idx).unsqueeze(1).float(), "sum")
         return features_BH * (tokens_B1 > 0)
 
+    def penalty(self) -> Tensor | None:
+        return self.head.penalty()
+
     def multiply_adds(self, lengths: Sequence[int]) -> int:
         layers = sum(layer.weight.numel() for layer in self.layers if isinstance(layer, nn.Linear))
         return self.head.multiply_adds(lengths) + len(lengths) * layers
