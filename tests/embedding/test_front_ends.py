@@ -14,6 +14,7 @@ from textbed.batch import TokenBatch
 from textbed.embedding.hashed import Hashed
 from textbed.embedding.ngrams import NGrams
 from textbed.embedding.table import FrontEnd
+from textbed.training import build_head
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 HEADS = sorted(path.stem for path in (CONFIGS / "head").glob("*.yaml"))
@@ -39,7 +40,7 @@ class Model:
         self.embedding: FrontEnd = FRONT_ENDS[front_end]()
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = hydra.compose(f"head/{head}").head
-        self.head = hydra.utils.instantiate(config, dim=self.embedding.dim).eval()
+        self.head = build_head(config, self.embedding.dim, 3, seed=0).eval()
 
     def __call__(self, documents: list[list[int]]) -> Tensor:
         offsets = torch.tensor([0, *map(len, documents)]).cumsum(0).int()
@@ -77,26 +78,34 @@ def test_padding_is_not_seen(model):
     torch.testing.assert_close(model(within), model(DOCUMENTS), **CLOSE)
 
 
+def trained(model: Model) -> dict[str, torch.nn.Parameter]:
+    """The parameters that training moves, without a gradient."""
+    found = {}
+    for part in (model.head, model.embedding):
+        part.zero_grad()
+        found |= {
+            f"{type(part).__name__}.{name}": one for name, one in part.named_parameters() if one.requires_grad
+        }
+    return found
+
+
 def test_empty_documents_give_zeros_and_touch_every_parameter(model):
     """DDP waits for a gradient of each parameter in each step, whatever a rank's documents are."""
     for given in ([[], [], []], [[PAD, PAD], []]):
-        for parameter in [*model.head.parameters(), *model.embedding.parameters()]:
-            parameter.grad = None
+        parameters = trained(model)
         out = model(given)
         assert out.shape == (len(given), model.head.out_dim)
         assert not out.any()
         out.sum().backward()
-        for parameter in [*model.head.parameters(), *model.embedding.parameters()]:
-            assert parameter.grad is not None
-            assert not parameter.grad.any()
+        for name, parameter in parameters.items():
+            assert parameter.grad is not None, name
+            assert not parameter.grad.any(), name
 
 
 def test_gradients_reach_every_parameter_and_not_the_padding(model):
-    for parameter in [*model.head.parameters(), *model.embedding.parameters()]:
-        parameter.grad = None
-    within = [[PAD, *document, PAD] for document in DOCUMENTS]
-    model(within).square().sum().backward()
-    for name, parameter in [*model.head.named_parameters(), *model.embedding.named_parameters()]:
+    parameters = trained(model)
+    model([[PAD, *document, PAD] for document in DOCUMENTS]).square().sum().backward()
+    for name, parameter in parameters.items():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
