@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from textbed.classifier import (
     seeded,
 )
 from textbed.data.loading import OrderedBatches, ShuffledBatches, TokenDataset, make_loader
+from textbed.embedding.optimizers import RowwiseAdagrad, RowwiseAdam, RowwiseSGD
 from textbed.embedding.table import Table
 from textbed.errors import UserError
 from textbed.heads.attention import Attention
@@ -353,10 +355,12 @@ def logits_gradient(module, batch):
     return [parameter.grad.clone() for parameter in module.parameters()]
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SGD, RowwiseSGD])
 @pytest.mark.parametrize("clip", [None, 0.01])
-def test_accumulation_averages_batches_and_clipping_bounds_the_step(clip):
+def test_accumulation_averages_batches_and_clipping_bounds_the_step(clip, kind):
     data = dataset(12)
-    module, reference = (classifier(optimizer=partial(torch.optim.SGD, lr=0.5)) for _ in range(2))
+    module, reference = (classifier(optimizer=partial(kind, lr=0.5)) for _ in range(2))
+    module.embedding.table.sparse = kind is RowwiseSGD
     both = list(batches(data, size=6))
     mean = [(a + b) / 2 for a, b in zip(*(logits_gradient(reference, batch) for batch in both), strict=True)]
     norm = float(torch.stack([part.square().sum() for part in mean]).sum().sqrt())
@@ -369,14 +373,34 @@ def test_accumulation_averages_batches_and_clipping_bounds_the_step(clip):
         torch.testing.assert_close(got, start - 0.5 * scale * part, rtol=1e-4, atol=1e-7)
 
 
-def test_sparse_gradients_train_only_touched_rows():
+@pytest.mark.parametrize("kind", [torch.optim.SGD, RowwiseAdam])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+def test_sparse_gradients_train_only_touched_rows(precision, kind):
     data = dataset(10, vocabulary=5)
     table = Table(20, 4, sparse=True)
-    before = table.table.weight.detach().clone()
-    module = TextClassifier(table, Pooling(4, ["mean"]), 3, optimizer=partial(torch.optim.SGD, lr=0.5))
-    pl.Trainer(**PLAIN, max_epochs=1).fit(module, batches(data))
-    moved = (table.table.weight != before).any(dim=1)
+    before = table.table.weight.detach().clone().bfloat16()
+    module = TextClassifier(table, Pooling(4, ["mean"]), 3, optimizer=partial(kind, lr=0.5))
+    trainer = pl.Trainer(**PLAIN, max_epochs=1, precision=precision)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what Lightning thinks of precisions
+        trainer.fit(module, batches(data))
+    after = table.table.weight.bfloat16()
+    moved = (after != before).any(dim=1)
     assert moved.tolist() == [True] * 5 + [False] * 15
+
+
+def test_values_of_sparse_gradients_are_clipped_as_dense_ones():
+    data = dataset(12)
+    weights = []
+    for sparse in (False, True):
+        module = classifier(optimizer=partial(RowwiseSGD, lr=0.5))
+        module.embedding.table.sparse = sparse
+        settings = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": "value"}
+        pl.Trainer(**PLAIN | settings, max_epochs=2).fit(module, batches(data))
+        weights.append(module.embedding.table.weight.detach())
+    start = classifier().embedding.table.weight
+    assert 0.5e-3 * 2 < (weights[0] - start).abs().max() <= 0.5e-3 * 4 + 1e-6
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-7)
 
 
 def test_bfloat16_trains_and_gives_full_precision_probabilities():
@@ -689,6 +713,12 @@ def distributed_results(devices):
     trainer.fit(module, training, batches(data, size=4, **share))
     result["weights"] = module.linear.weight.tolist()
     result["losses"] = [float(trainer.callback_metrics[name]) for name in ("train/loss_epoch", "val/loss")]
+    lazy = classifier(optimizer=partial(RowwiseAdagrad, lr=0.5))
+    lazy.embedding.table.sparse = True
+    trainer = make_trainer()
+    trainer.gradient_clip_val = 0.1
+    trainer.fit(lazy, batches(data, ShuffledBatches, size=8 // devices, **share))
+    result["lazy"] = lazy.embedding.table.weight.tolist()
     for name, more in TABLES.items():
         trainer = make_trainer()
         with seeded(0, "embedding"):
@@ -735,6 +765,7 @@ def test_two_processes_give_the_figures_of_one(tmp_path):
         assert first[name]["per_class"] == one[name]["per_class"]
     # Two processes of four documents a step take the steps of one process of eight.
     np.testing.assert_allclose(first["weights"], one["weights"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(first["lazy"], one["lazy"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(first["losses"], one["losses"], rtol=1e-5)
     for name in TABLES:
         for key, value in one[name].items():

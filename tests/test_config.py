@@ -208,6 +208,35 @@ def test_what_a_class_gives_its_base_itself_is_no_key():
     assert not adapted.open
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["embedding.gradient=lazy", "optimizer=adamw", "trainer.gradient_clip_val=1.0"],
+        ["embedding.gradient=lazy", "optimizer=adam", "+optimizer.fused=true", "embedding.weight_decay=0.1"],
+        ["embedding.gradient=sparse", "optimizer=adagrad", "trainer=ddp_sim"],
+        ["embedding.gradient=auto", "embedding.scale_grad_by_freq=true", "trainer=fsdp"],
+    ],
+)
+def test_gradients_that_can_be(composed: Compose, given: list[str]):
+    config.check(composed(*given))
+
+
+@pytest.mark.parametrize(
+    ("given", "alike"),
+    [
+        (["optimizer=sgd"], True),
+        (["optimizer=sgd", "optimizer.momentum=0.9"], False),
+        (["optimizer=sgd", "optimizer.weight_decay=0.1"], False),
+        (["optimizer=sgd", "optimizer.weight_decay=0.1", "embedding.weight_decay=0"], True),
+        (["optimizer=adagrad"], True),
+        (["optimizer=adagrad", "embedding.weight_decay=0.1"], False),
+        (["optimizer=adam"], False),
+    ],
+)
+def test_which_optimizers_leave_untouched_rows_alone(composed: Compose, given: list[str], alike: bool):
+    assert config.is_alike(config.check(composed(*given))) == alike
+
+
 def test_a_list_of_one_callback_can_be_left_out(composed: Compose):
     assert "progress" in config.check(composed()).callbacks
     assert "progress" not in config.check(composed("callbacks.progress=null")).callbacks
@@ -406,27 +435,41 @@ MISTAKES = {
         ["embedding=adapted", "embedding.vectors=vectors.txt", "+embedding.frozen_epochs=2"],
         ["embedding.frozen_epochs=2", "no such key", "The keys there are"],
     ),
-    "sparse missing rows with Adam": (
-        [
-            "embedding=frozen",
-            "embedding.vectors=vectors.txt",
-            "embedding.train_missing=true",
-            "embedding.sparse=true",
-        ],
-        ["embedding.sparse=true", "Adam", "optimizer=sgd"],
+    "sparse with Adam": (
+        ["embedding.gradient=sparse"],
+        ["embedding.gradient=sparse", "Adam", "optimizer=sgd", "embedding.gradient=lazy"],
     ),
-    "sparse with Adam": (["embedding.sparse=true"], ["embedding.sparse=true", "Adam", "optimizer=sgd"]),
+    "lazy with another optimizer": (
+        ["embedding.gradient=lazy", "optimizer._target_=torch.optim.RMSprop", "~optimizer.betas"],
+        ["embedding.gradient=lazy", "RMSprop", "optimizer=adamw", "embedding.gradient=dense"],
+    ),
+    "sparse and fused": (
+        ["embedding.gradient=sparse", "optimizer=adagrad", "+optimizer.fused=true"],
+        ["optimizer.fused=true", "sparse", "optimizer.fused=null"],
+    ),
     "sparse with decay": (
-        ["embedding.sparse=true", "optimizer=sgd", "optimizer.weight_decay=0.1"],
+        ["embedding.gradient=sparse", "optimizer=sgd", "optimizer.weight_decay=0.1"],
         ["optimizer.weight_decay=0.1", "sparse", "embedding.weight_decay=0"],
     ),
-    "sparse and clipped": (
-        ["embedding.sparse=true", "optimizer=sgd", "trainer.gradient_clip_val=1.0"],
-        ["trainer.gradient_clip_val=1.0", "sparse", "trainer.gradient_clip_val=null"],
-    ),
     "sparse by frequency": (
-        ["embedding.sparse=true", "embedding.scale_grad_by_freq=true", "optimizer=sgd"],
-        ["embedding.sparse=true", "embedding.scale_grad_by_freq=false"],
+        ["embedding.gradient=sparse", "embedding.scale_grad_by_freq=true", "optimizer=sgd"],
+        ["embedding.gradient=sparse", "embedding.scale_grad_by_freq=false"],
+    ),
+    "lazy on several GPUs": (
+        ["embedding.gradient=lazy", "trainer=ddp"],
+        ["embedding.gradient=lazy", "NCCL", "embedding.gradient=dense", "trainer.devices=1"],
+    ),
+    "lazy and divided": (
+        ["embedding.gradient=lazy", "trainer=fsdp"],
+        ["embedding.gradient=lazy", "trainer.strategy=fsdp", "embedding.gradient=dense"],
+    ),
+    "lazy on an Apple GPU": (
+        ["embedding.gradient=lazy", "trainer=mps"],
+        ["embedding.gradient=lazy", "Apple", "trainer=cpu"],
+    ),
+    "an argument of the table that gradient decides": (
+        ["+embedding.sparse=true"],
+        ["embedding.sparse=true", "leave it out"],
     ),
     "padding row": (["embedding.padding_idx=atuo"], ["embedding.padding_idx=atuo", "auto", "'auto'"]),
     "head's argument": (["head=gru", "head.hiden=3"], ["head.hiden=3", "Did you mean 'head.hidden'?"]),

@@ -247,3 +247,69 @@ def test_an_interrupted_run_with_all_of_it_ends_as_one_that_was_not(
     settings = on(topics, "embedding=finetuned", f"embedding.vectors='{vectors}'", *ALL, *head)
     whole = runs(*settings, "name=whole")
     assert_same_run(whole, interrupted(monkeypatch, runs, settings, 1, 4))
+
+
+# Gradients
+
+
+def test_lazy_and_dense_updates_end_with_the_same_bits_where_nothing_moves_untouched_rows(
+    runs: Runs, topics: Path
+) -> None:
+    settings = on(topics, "optimizer=adagrad", "optimizer.lr=0.1")
+    dense, sparse, lazy = (
+        runs(*settings, f"embedding.gradient={kind}") for kind in ("dense", "sparse", "lazy")
+    )
+    assert_same_run(dense, lazy)
+    for mine, theirs in zip(weights(dense).values(), weights(sparse).values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_that_no_document_touches_move_under_dense_decay_alone(runs: Runs, topics: Path) -> None:
+    settings = on(topics, "optimizer=adam", "optimizer.weight_decay=0.1", "data.train_fraction=0.2")
+    model, _, data = built(runs, *settings)
+    start = model.embedding.table.weight.detach().clone()
+    counted = torch.from_numpy(data.train_counts) > 0
+    pad = data.tokenizer.pad_id
+    still = ~counted
+    still[pad] = False
+    assert still.any()  # the unknown token
+    moved = {}
+    for kind in ("dense", "lazy"):
+        table = weights(runs(*settings, f"embedding.gradient={kind}"))["embedding.table.weight"]
+        assert not table[pad].any()
+        moved[kind] = (table != start).any(dim=1)
+    assert moved["dense"][still].all()
+    assert not moved["lazy"][still].any()
+    assert moved["lazy"][counted].all()
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+def test_a_lazy_run_that_is_resumed_ends_as_one_that_was_not_interrupted(
+    runs: Runs, topics: Path, kind: str
+) -> None:
+    settings = on(topics, f"optimizer={kind}", "optimizer.lr=0.05", "embedding.gradient=lazy", "head=max")
+    settings += ["trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.5"]
+    if kind == "sgd":
+        settings.append("optimizer.momentum=0.9")
+    whole = runs(*settings)
+    cut = runs(*settings, "trainer.max_epochs=1")
+    assert_same_run(whole, runs.resume(cut, "trainer.max_epochs=2"))
+
+
+def test_auto_is_lazy_for_a_table_far_larger_than_a_step_and_says_so(
+    runs: Runs, topics: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("textbed.embedding.gradient.LARGE", 8 * 100_000)
+    settings = on(topics, "embedding=ngrams", "embedding.dim=8", "trainer.max_epochs=1", "test=false")
+    model, _, _ = built(runs, *settings, "embedding.buckets=100000")
+    assert (model.embedding.ngrams.table.sparse, model.embedding.words.table.sparse) == (True, False)
+    assert type(model.make_optimizer([torch.nn.Parameter(torch.zeros(1))])).__name__ == "RowwiseAdam"
+    runs(*settings, "embedding.buckets=100000")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "lazy updates: of the 100,000 rows of embedding.ngrams.table only those of the batch" in said
+    model, _, _ = built(runs, *settings, "embedding.buckets=99000")
+    assert not model.embedding.ngrams.table.sparse
+    assert type(model.make_optimizer([torch.nn.Parameter(torch.zeros(1))])) is torch.optim.Adam
+    with_gradients_by_frequency = ["embedding=random", "embedding.scale_grad_by_freq=true"]
+    model, _, _ = built(runs, *on(topics, *with_gradients_by_frequency))
+    assert not model.embedding.table.sparse

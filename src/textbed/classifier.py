@@ -31,6 +31,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from textbed.batch import TokenBatch
 from textbed.data.loading import TokenLoader
+from textbed.embedding import optimizers
 from textbed.embedding.table import FrontEnd, Table
 from textbed.errors import UserError, nearest
 from textbed.heads.base import Head
@@ -103,10 +104,14 @@ class Schedule:
         return cls(_class(target, key), own, interval, monitor, key)
 
 
-def optimizer_from_config(config: Mapping[str, Any]) -> Callable[[Any], Optimizer]:
-    """From the ``optimizer`` group, ``_target_`` and arguments, a function of the parameters."""
+def optimizer_from_config(config: Mapping[str, Any], rowwise: bool = False) -> Callable[[Any], Optimizer]:
+    """From the ``optimizer`` group, ``_target_`` and arguments, a function of the parameters.
+
+    ``rowwise`` takes the twin of torch's class that updates only touched rows where the gradient is sparse.
+    """
     own = _plain(config)
-    return functools.partial(_class(own.pop("_target_"), "optimizer"), **own)
+    kind = _class(own.pop("_target_"), "optimizer")
+    return functools.partial(optimizers.TWINS[kind] if rowwise else kind, **own)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -543,6 +548,20 @@ class TextClassifier(pl.LightningModule):
                         f"one of {', '.join(sorted(self.figures))}.{nearest(config.monitor, self.figures)}"
                     )
                 scheduler.step(self.figures[config.monitor])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer says; it has no way to for sparse gradients."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if any(parameter.grad is not None and parameter.grad.is_sparse for parameter in parameters):
+            if gradient_clip_val:
+                optimizers.clip(parameters, gradient_clip_val, gradient_clip_algorithm == "value")
+            return
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _total(self, schedule: Schedule, key: str) -> int:
         by_step = schedule.interval == "step"

@@ -62,6 +62,9 @@ NUMBERS: dict[str, Rule] = {
 # Figures that a run logs, to name the nearest one; other names are let through, for callbacks of one's own.
 FIGURES = ("val/loss", "val/accuracy", "val/f1_macro", "val/f1_weighted", "val/mcc", "val/calibration_error")
 
+# Optimizers of torch's that have a row-wise twin in textbed.embedding.optimizers.
+ROWWISE = ("SGD", "Adam", "AdamW", "Adagrad")
+
 # The parts with a schema of their own; a tokenizer's depends on its kind.
 GROUPS: dict[str, type] = {"data": DataConfig, "classifier": ClassifierConfig, "paths": PathsConfig}
 
@@ -73,7 +76,7 @@ CONSUMED = {
     "embedding.scheduler": frozenset({"interval", "monitor"}),
 }
 SUPPLIED = {
-    "embedding": frozenset({"num_embeddings", "found", "tokens", "counts", "appended"}),
+    "embedding": frozenset({"num_embeddings", "found", "tokens", "counts", "sparse", "appended"}),
     "head": frozenset({"dim", "num_classes"}),
     "optimizer": frozenset({"params"}),
     "scheduler": frozenset({"optimizer"}),
@@ -114,7 +117,7 @@ def check(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -> DictConfi
     _check_data(values["data"])
     values["embedding"] = _check_embedding(values["embedding"], chosen.get("embedding"))
     values["head"] = _check_head(values["head"])
-    _check_sparse(values["embedding"], values["optimizer"], values["trainer"])
+    _check_gradient(values)
     _check_numbers(values)
     _check_monitors(values)
     _check_class_weights(values["classifier"]["class_weights"])
@@ -666,48 +669,77 @@ def _width_of_vectors(vectors: str, dim: int | None) -> int:
     return peek(vectors)[1]
 
 
-def _check_sparse(
-    embedding: Mapping[str, Any], optimizer: Mapping[str, Any], trainer: Mapping[str, Any]
-) -> None:
-    """What torch 2.13 cannot do with sparse gradients: most optimizers, decay, fused steps, clipping."""
-    if not (embedding.get("sparse") and (embedding["trainable"] or embedding.get("train_missing"))):
-        return
+def _check_gradient(values: Mapping[str, Any]) -> None:
+    gradient = values["embedding"]["gradient"]
+    if gradient in ("sparse", "lazy"):
+        problem = no_sparse_gradient(values, gradient)
+        if problem is not None:
+            raise UserError(problem)
+
+
+def no_sparse_gradient(values: Mapping[str, Any], gradient: str) -> str | None:
+    """Why there can be no ``embedding.gradient=sparse``, or ``lazy``, in a configuration; None where it can.
+
+    For ``sparse`` that is what torch 2.13 cannot do: most optimizers, decay, fused steps. Either wants a
+    backend that adds up sparse gradients of several processes.
+    """
+    embedding, optimizer, trainer = values["embedding"], values["optimizer"], values["trainer"]
+    given, dense = f"embedding.gradient={gradient}", "embedding.gradient=dense"
     if embedding.get("scale_grad_by_freq"):
-        raise UserError(
-            "embedding.sparse=true: torch has no sparse gradient that is scaled by frequency; "
-            "give embedding.scale_grad_by_freq=false, or embedding.sparse=false."
+        return (
+            f"{given}: torch has no sparse gradient that is scaled by frequency; "
+            f"give embedding.scale_grad_by_freq=false, or {dense}."
         )
     target = optimizer["_target_"]
-    if re.fullmatch(r"torch\.optim\.(sgd\.|adagrad\.)?(SGD|Adagrad)", target) is None:
-        raise UserError(
-            f"embedding.sparse=true: {target} takes no sparse gradients; "
-            "choose optimizer=sgd or optimizer=adagrad, or embedding.sparse=false."
-        )
-    if optimizer.get("fused"):
-        raise UserError(
+    package, _, name = target.rpartition(".")
+    known = ("SGD", "Adagrad") if gradient == "sparse" else ROWWISE
+    if name not in known or not package.startswith("torch.optim"):
+        choices = ", ".join(f"optimizer={choice.lower()}" for choice in known)
+        lazy = "embedding.gradient=lazy or " if gradient == "sparse" and name in ROWWISE else ""
+        return f"{given}: {target} takes no sparse gradients; choose {choices}, or {lazy}{dense}."
+    if gradient == "sparse" and optimizer.get("fused"):
+        return (
             f"optimizer.fused=true: {target} takes no sparse gradients then; "
-            "give optimizer.fused=null, or embedding.sparse=false."
+            "give optimizer.fused=null, or embedding.gradient=lazy."
         )
-    if trainer.get("gradient_clip_val"):
-        raise wrong(
-            "trainer.gradient_clip_val",
-            trainer["gradient_clip_val"],
-            "torch cannot clip sparse gradients; "
-            "give trainer.gradient_clip_val=null, or embedding.sparse=false.",
+    if gradient == "sparse":
+        name, decay = "embedding.weight_decay", embedding["weight_decay"]
+        if decay is None:
+            name, decay = "optimizer.weight_decay", optimizer.get("weight_decay")
+        if decay:
+            return (
+                f"{shown(name, decay)}: {target} cannot decay weights with sparse gradients; "
+                "give embedding.weight_decay=0, or embedding.gradient=lazy."
+            )
+    return _no_shared_gradient(trainer, given, dense)
+
+
+def _no_shared_gradient(trainer: Mapping[str, Any], given: str, dense: str) -> str | None:
+    """Why devices or processes cannot have, or share, sparse gradients."""
+    strategy = trainer.get("strategy") or "auto"
+    own = strategy if isinstance(strategy, Mapping) else {}
+    name = str(own.get("_target_", strategy)).rpartition(".")[2].lower()
+    accelerator = trainer.get("accelerator", "auto")
+    if accelerator == "mps":
+        return f"{given}: the GPU of an Apple computer has no sparse gradients; give {dense}, or trainer=cpu."
+    if re.search("fsdp|deepspeed|model_?parallel", name):
+        return f"{given}: trainer.strategy={name} cannot divide sparse gradients; give {dense}."
+    alone = trainer.get("devices", 1) in (1, "1") and trainer.get("num_nodes", 1) == 1 and "ddp" not in name
+    if not alone and accelerator != "cpu" and own.get("process_group_backend") != "gloo":
+        return (
+            f"{given}: NCCL, through which GPUs share gradients, has no sparse ones; "
+            f"give {dense}, or trainer.devices=1 trainer.strategy=auto."
         )
-    own = embedding["weight_decay"]
-    name, decay = (
-        ("embedding.weight_decay", own)
-        if own is not None
-        else ("optimizer.weight_decay", optimizer.get("weight_decay"))
-    )
-    if decay:
-        raise wrong(
-            name,
-            decay,
-            f"{target} cannot decay weights with sparse gradients; "
-            "give embedding.weight_decay=0, or embedding.sparse=false.",
-        )
+    return None
+
+
+def is_alike(values: Mapping[str, Any]) -> bool:
+    """Whether the optimizer leaves alone what has a gradient of zero: lazy and dense are then the same."""
+    optimizer = values["optimizer"]
+    decay = values["embedding"]["weight_decay"]
+    decay = optimizer.get("weight_decay") if decay is None else decay
+    kind = optimizer["_target_"].rpartition(".")[2]
+    return not decay and (kind == "Adagrad" or (kind == "SGD" and not optimizer.get("momentum")))
 
 
 def _check_numbers(values: dict[str, Any]) -> None:

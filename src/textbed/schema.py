@@ -349,8 +349,10 @@ class EmbeddingConfig:
     """The p of the norm that `max_norm` bounds."""
     scale_grad_by_freq: bool = key(False)
     """Whether a row's gradient is divided by how often it occurs in the batch."""
-    sparse: bool = key(False)
-    """Whether the table's gradient holds only the rows of the batch: needs torch.optim.SGD or Adagrad."""
+    gradient: str = key("auto", choices=("auto", "dense", "sparse", "lazy"))
+    """Whether a step reckons with all rows of the table, `dense`, or with those of the batch alone: `sparse`
+    (torch's own SGD or Adagrad) and `lazy` (SGD, Adam, AdamW or Adagrad, by rows). `auto` is dense, but lazy
+    for a table far larger than what a step touches."""
     buckets: int = key(200_000, minimum=1, maximum=2**31 - 1)
     """Rows that words (hashed) or n-grams (ngrams) share by their hash."""
     hashes: int = key(2, minimum=1, maximum=8)
@@ -373,8 +375,8 @@ class EmbeddingConfig:
 
 # Read by the recipe, so allowed beside the arguments of any front end.
 RECIPE_KEYS = (
-    "trainable", "vectors", "case", "unseen", "dim", "reduce", "remove_components", "lr", "weight_decay",
-    "scheduler",
+    "trainable", "vectors", "case", "unseen", "dim", "reduce", "remove_components", "gradient", "lr",
+    "weight_decay", "scheduler",
     "word_dropout", "row_dropout", "noise", "token_weights", "sif_a", "pull",
 )  # fmt: skip
 # Those of them that the class is given as well.

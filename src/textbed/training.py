@@ -26,6 +26,7 @@ from textbed.data.datamodule import TextDataModule
 from textbed.data.encoding import load_tokenizer
 from textbed.embedding import vectors
 from textbed.embedding.effects import Effects, idf_weights, sif_weights
+from textbed.embedding.gradient import set_gradient
 from textbed.embedding.report import coverage
 from textbed.embedding.table import FrontEnd
 from textbed.embedding.vectors import shaping
@@ -136,6 +137,8 @@ def _quieten() -> None:
     # Lightning's own, about itself: nothing that a user of this template could change.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # torch's own Adagrad makes such a tensor of a gradient that was right before.
+    warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
     # Both harmless: the mean loss of every epoch is logged all the same, and no validation split is a choice.
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
@@ -249,6 +252,7 @@ def build_model(cfg: DictConfig, data: TextDataModule) -> tuple[TextClassifier, 
     if cfg.embedding.vectors == "corpus" and is_rank_zero():
         say("embedding.vectors=corpus: vectors of the training split, trained once and then kept")
     embedding, found = build_embedding(cfg, data)
+    rowwise = _set_gradient(cfg, data, embedding)
     head = build_head(cfg.head, embedding.dim, len(data.corpus.classes), cfg.seed)
 
     weights = cfg.classifier.class_weights
@@ -266,7 +270,7 @@ def build_model(cfg: DictConfig, data: TextDataModule) -> tuple[TextClassifier, 
         dropout=cfg.classifier.dropout,
         label_smoothing=cfg.classifier.label_smoothing,
         class_weights=weights,
-        optimizer=optimizer_from_config(cfg.optimizer),
+        optimizer=optimizer_from_config(cfg.optimizer, rowwise),
         schedule=Schedule.from_config(cfg.scheduler),
         table_lr=cfg.embedding.lr,
         table_weight_decay=cfg.embedding.weight_decay,
@@ -397,6 +401,42 @@ def build_head(node: Mapping[str, Any], dim: int, num_classes: int, seed: int) -
     return of_width(width)
 
 
+def _set_gradient(cfg: DictConfig, data: TextDataModule, embedding: FrontEnd) -> bool:
+    """Make the tables give the gradients that ``embedding.gradient`` says.
+
+    Returns:
+        Whether the optimizer is to be the row-wise one, which passes dense gradients on to torch's.
+    """
+    gradient = cfg.embedding.gradient
+    if gradient == "auto" and (
+        config.no_sparse_gradient(cfg, "lazy") is not None or _is_apple_gpu(cfg.trainer.get("accelerator"))
+    ):
+        gradient = "dense"
+    tables = set_gradient(embedding, gradient, _tokens_per_step(cfg, data), config.is_alike(cfg))
+    return gradient != "sparse" and bool(tables)
+
+
+def _is_apple_gpu(accelerator: str | None) -> bool:
+    return accelerator in ("auto", "gpu", None) and torch.backends.mps.is_available()
+
+
+def _tokens_per_step(cfg: DictConfig, data: TextDataModule) -> float:
+    """Mean number of tokens of an optimizer step of one process."""
+    mean = float(data.sets["train"].lengths.mean())
+    tokens = cfg.data.batch_tokens or min(cfg.data.batch_size, len(data.sets["train"])) * mean
+    return tokens * cfg.trainer.get("accumulate_grad_batches", 1)
+
+
+def _sparse_tables(cfg: DictConfig, embedding: FrontEnd) -> list[str]:
+    """A line for each table whose gradient is sparse, for the summary before training."""
+    kind = "sparse" if cfg.embedding.gradient == "sparse" else "lazy"
+    return [
+        f"{kind} updates: of the {table.num_embeddings:,} rows of embedding.{name} only those of the batch"
+        for name, table in embedding.named_modules()
+        if isinstance(table, torch.nn.Embedding) and table.sparse and table.weight.requires_grad
+    ]
+
+
 def _shaping(cfg: DictConfig) -> dict[str, Any]:
     """What is to be done to the pretrained rows: the arguments of ``shaping.shape``."""
     return {key: cfg.embedding[key] for key in ("dim", "reduce", "remove_components")}
@@ -467,6 +507,7 @@ def _overview(
         vectors=coverage,
         notes=[
             *data.notes,
+            *_sparse_tables(cfg, model.embedding),
             *_thaw_notes(model, trainer, len(data.train_dataloader())),
             *([f"going on from {checkpoint}"] if checkpoint else []),
         ],
