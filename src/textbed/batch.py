@@ -45,6 +45,9 @@ class TokenBatch:
     """(B,) int64: the row of each document in its split, by which predictions are put back in order."""
     weights: Tensor | None = None
     """(N,) float: a factor on the row of each token; None is 1 for all. Front ends set it, no loader does."""
+    pooled: Tensor | None = None
+    """(B, F): what the head made of each document before, as far as that is always the same; the documents
+    then come without tokens. From a loader (B, 0): the model fills it in."""
 
     def __len__(self) -> int:
         """B, the number of documents."""
@@ -128,4 +131,5 @@ class TokenBatch:
             None if self.labels is None else function(self.labels),
             None if self.rows is None else function(self.rows),
             None if self.weights is None else function(self.weights),
+            None if self.pooled is None else function(self.pooled),
         )

@@ -433,6 +433,7 @@ class Timing(Callback):
             found["speed/steps_per_second"] = self.steps / self.measured
             if self.documents:
                 found["speed/documents_per_second"] = self.documents / self.measured
+            if self.tokens:  # none where documents are pooled once
                 found["speed/tokens_per_second"] = self.tokens / self.measured
         return found
 

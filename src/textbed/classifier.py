@@ -6,6 +6,7 @@ documents of a whole split.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -35,6 +36,7 @@ from textbed.embedding import optimizers
 from textbed.embedding.table import FrontEnd, Table
 from textbed.errors import UserError, nearest
 from textbed.heads.base import Head
+from textbed.pooled import PooledDocuments
 from textbed.scheduling import GroupScheduler
 
 CALIBRATION_BINS = 15
@@ -263,16 +265,34 @@ class TextClassifier(pl.LightningModule):
         self._weight_sum: Tensor | float = 0.0
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._pooled: dict[str, PooledDocuments] = {}
 
     # ---- the model
 
     def features(self, batch: TokenBatch) -> Tensor:
         """(B, H) from the head; for pairs (P, 4H)."""
-        features = self.head(self.embedding.prepare(batch), self.embedding)  # (B, H)
+        if batch.pooled is None:
+            features = self.head(self.embedding.prepare(batch), self.embedding)  # (B, H)
+        else:
+            features = self.head.rest(batch.pooled)
         if not self.pairs:
             return features
         u, v = features.tensor_split(2)  # (P, H) each
         return torch.cat([u, v, (u - v).abs(), u * v], dim=1)  # (P, 4H)
+
+    def _filled(self, batch: TokenBatch, split: str) -> TokenBatch:
+        """The batch, with the fixed part of its documents where the data module left the tokens out.
+
+        The first batch of a split has all its documents pooled: inside a step, so that precision and strategy
+        are those of the steps.
+        """
+        if batch.pooled is None:
+            return batch
+        assert batch.rows is not None
+        if split not in self._pooled:
+            dataset = cast(Any, self.trainer).datamodule.sets[split]
+            self._pooled[split] = PooledDocuments(dataset, self.embedding, self.head, self.device)
+        return dataclasses.replace(batch, pooled=self._pooled[split][batch.rows])
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Logits (B, C); for pairs (P, C)."""
@@ -321,7 +341,7 @@ class TextClassifier(pl.LightningModule):
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         assert batch.labels is not None
-        loss_sum, weight_sum = self.loss_parts(self(batch), batch.labels)
+        loss_sum, weight_sum = self.loss_parts(self(self._filled(batch, "train")), batch.labels)
         self._add(loss_sum, weight_sum)
         loss = loss_sum / weight_sum
         self.last_loss = loss.detach()
@@ -362,6 +382,7 @@ class TextClassifier(pl.LightningModule):
         checkpoint["figures"] = {name: value for name, value in self.figures.items() if name[:4] == "val/"}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._pooled.clear()  # by other weights, and of splits that are not needed any more
         sums = checkpoint.get("train_loss_sums", [0.0, 0.0]) if self.global_rank == 0 else [0.0, 0.0]
         self._loss_sum, self._weight_sum = sums
 
@@ -375,7 +396,7 @@ class TextClassifier(pl.LightningModule):
         self._begin()
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        self._evaluate(batch)
+        self._evaluate(self._filled(batch, "validation"))
 
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
         self._evaluate(batch)

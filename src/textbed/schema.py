@@ -406,6 +406,10 @@ class ClassifierConfig:
     """Share of the head's output set to zero in training."""
     label_smoothing: float = key(0.0, minimum=0, below=1)
     """Share of the target spread evenly over the classes."""
+    reuse_mib: int = key(2048, minimum=0)
+    """Memory in MiB for documents that are pooled once and reused in every epoch, where the head only pools
+    rows of a table that does not change. If they need more, or for 0, each epoch pools anew. Alters no
+    figure."""
     class_weights: Any = key(None, kinds=(list, type(None)), choices=("balanced",))
     """Weight of each class in the loss: `balanced` (inverse to its frequency), a list in the order of the
     classes, or null for none."""

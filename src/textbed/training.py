@@ -17,6 +17,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class, instantiate
 from lightning.pytorch.callbacks import Checkpoint, LambdaCallback
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from textbed import command, config
@@ -34,6 +35,7 @@ from textbed.errors import UserError
 from textbed.heads.base import Head
 from textbed.heads.budget import widest
 from textbed.heads.layers import Layered
+from textbed.pooled import can_be_reused, mebibytes
 from textbed.runs import pictures
 from textbed.runs.folder import RunFolder, is_rank_zero, peak_memory, say, write_text
 from textbed.runs.record import finish_loggers, log_settings, make_loggers, read_metrics
@@ -42,7 +44,16 @@ from textbed.schema import PASSED_ON, RECIPE_KEYS, HeadConfig, defaults
 from textbed.targets import read_arguments
 
 # What a resumed run may change. Everything else decides the figures, and would make one record of two runs.
-RESUME_MAY_CHANGE = ("trainer.", "callbacks.", "data.mirror", "data.path", "data.workers", "threads", "test")
+RESUME_MAY_CHANGE = (
+    "trainer.",
+    "callbacks.",
+    "data.mirror",
+    "data.path",
+    "data.workers",
+    "classifier.reuse_mib",
+    "threads",
+    "test",
+)
 
 
 def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Path | None:
@@ -184,11 +195,13 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
             plugins=[AtomicCheckpointIO()],
         )
         data.trainer = trainer  # which knows how many processes share the documents
+        reused = _reuse_pooled(cfg, data, model, trainer)
         folder.update(device=_device(trainer))
         if resumed and is_rank_zero():
             write_text(folder.config_file, OmegaConf.to_yaml(cfg))  # with what changed, for the next resume
     if is_rank_zero():
-        show_overview(_overview(cfg, data, model, trainer, coverage, checkpoint))
+        notes = [reused, f"going on from {checkpoint}" if checkpoint else None]
+        show_overview(_overview(cfg, data, model, trainer, coverage, notes))
 
     try:
         log_settings(loggers, OmegaConf.to_container(cfg), new=not resumed)  # type: ignore[arg-type]
@@ -471,13 +484,36 @@ def _vectors(cfg: DictConfig, data: TextDataModule) -> tuple[np.ndarray, np.ndar
     )
 
 
+def _reuse_pooled(
+    cfg: DictConfig, data: TextDataModule, model: TextClassifier, trainer: pl.Trainer
+) -> str | None:
+    """Have documents pooled once where they always come out the same; the overview's line on it."""
+    limit = cfg.classifier.reuse_mib
+    # A few batches of a debugging run are sooner pooled than all documents; and other strategies than these
+    # may not have a whole table at hand.
+    whole = isinstance(trainer.limit_train_batches, float) and trainer.limit_train_batches == 1
+    plain = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    width = model.head.fixed_dim
+    if not (limit and whole and plain and width and can_be_reused(model.embedding, model.head)):
+        return None
+    splits = [name for name in ("train", "validation") if name in data.sets]
+    needed = mebibytes((data.sets[name] for name in splits), width)
+    if needed > limit:
+        return (
+            f"documents are pooled anew in every epoch: kept, they would take {needed:,.0f} MiB, more than "
+            f"classifier.reuse_mib={limit}"
+        )
+    data.without_tokens = splits
+    return f"documents are pooled once and kept in {needed:,.1f} MiB"
+
+
 def _overview(
     cfg: DictConfig,
     data: TextDataModule,
     model: TextClassifier,
     trainer: pl.Trainer,
     coverage: str | None,
-    checkpoint: Path | None,
+    notes: Sequence[str | None],
 ) -> Overview:
     splits = {}
     for name, rows in data.splits.items():
@@ -509,7 +545,7 @@ def _overview(
             *data.notes,
             *_sparse_tables(cfg, model.embedding),
             *_thaw_notes(model, trainer, len(data.train_dataloader())),
-            *([f"going on from {checkpoint}"] if checkpoint else []),
+            *(note for note in notes if note is not None),
         ],
     )
 

@@ -63,7 +63,7 @@ def test_added_words_change_nothing_of_the_training_documents(make: Any, tmp_pat
         "test": str(write_csv(tmp_path / "b.csv", rows[50:])),
     }
     module = make(path=path)
-    tokens, counts = module.tokenizer.tokens, module.train_counts
+    tokens, counts, held = module.tokenizer.tokens, module.train_counts, module.train_document_counts
     train = [ids.tolist() for ids in module.train_documents()]
     assert {"mongolia", "peru"} <= set(module.unseen_words)
     assert module.unseen_words[0] == "mongolia"
@@ -76,6 +76,7 @@ def test_added_words_change_nothing_of_the_training_documents(make: Any, tmp_pat
         assert "+2 words with a vector that only the validation or test text has" in module.notes
         assert [ids.tolist() for ids in module.train_documents()] == train
         assert module.train_counts.tolist() == [*counts.tolist(), 0, 0]
+        assert module.train_document_counts.tolist() == [*held.tolist(), 0, 0]
         assert module.sets["test"][11].ids.tolist() == [len(tokens), len(tokens), len(tokens) + 1]
     module.add_words([])
     assert (module.tokenizer.tokens, module.added_words) == (tokens, 0)

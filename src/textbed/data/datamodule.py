@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from textbed.data import encoding, sources, splits
-from textbed.data.loading import BucketedBatches, OrderedBatches, ShuffledBatches, TokenDataset, make_loader
+from textbed.data.loading import (
+    BucketedBatches,
+    OrderedBatches,
+    ShuffledBatches,
+    TokenDataset,
+    WithoutTokens,
+    make_loader,
+)
 from textbed.data.words import WordTokenizer
 
 
@@ -41,6 +48,8 @@ class TextDataModule(pl.LightningDataModule):
         self.sets: dict[str, TokenDataset] = {}
         self.added_words = 0
         """How many words at the end of the vocabulary no training document has; see ``add_words``."""
+        self.without_tokens: Collection[str] = ()
+        """Splits whose loaders leave the tokens out, for a model that pools the documents once itself."""
 
     def setup(self, stage: str | None = None) -> None:
         """Read, split, tokenize and encode; what has been encoded before comes from the cache."""
@@ -61,7 +70,8 @@ class TextDataModule(pl.LightningDataModule):
 
     def _use(self, encoded: encoding.Encoded) -> None:
         self.tokenizer, self.encoded = encoded
-        self.__dict__.pop("train_counts", None)
+        for counts in ("train_counts", "train_document_counts"):  # of another vocabulary
+            self.__dict__.pop(counts, None)
         self.sets = {
             name: TokenDataset(
                 self.encoded[rows.split],
@@ -206,12 +216,14 @@ class TextDataModule(pl.LightningDataModule):
 
     def _loader(self, split: str, sampler: Any, **settings: Any) -> DataLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        documents = self.sets[split]
         batches = sampler(
-            self.sets[split].lengths,
+            documents.lengths,
             batch_tokens=self.data.batch_tokens,
             rank=rank,
             world_size=world_size,
             **settings,
         )
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return make_loader(self.sets[split], batches, workers=self.data.workers, pin_memory=on_gpu)
+        given = WithoutTokens(documents) if split in self.without_tokens else documents
+        return make_loader(given, batches, workers=self.data.workers, pin_memory=on_gpu)

@@ -82,10 +82,38 @@ class TokenDataset(Dataset[TokenBatch]):
         return TokenBatch(
             _tensor(ids, np.int32),
             _tensor(offsets, np.int32),
-            None
-            if self.labels is None
-            else _tensor(self.labels[chosen], np.float32 if self.multilabel else np.int64),
+            self.labels_of(chosen),
             _tensor(rows, np.int64),
+        )
+
+    def labels_of(self, positions: np.ndarray) -> torch.Tensor | None:
+        """Labels as ``TokenBatch`` has them."""
+        if self.labels is None:
+            return None
+        return _tensor(self.labels[positions], np.float32 if self.multilabel else np.int64)
+
+
+class WithoutTokens(Dataset[TokenBatch]):
+    """The documents of a data set without their tokens, for a model that has pooled them before."""
+
+    def __init__(self, dataset: TokenDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, position: int) -> TokenBatch:
+        return self.__getitems__([range(len(self))[position]])
+
+    def __getitems__(self, positions: Sequence[int] | np.ndarray) -> TokenBatch:
+        chosen = np.asarray(positions, dtype=np.int64)
+        texts = len(chosen) * len(self.dataset.columns)
+        return TokenBatch(
+            torch.zeros(0, dtype=torch.int32),
+            torch.zeros(texts + 1, dtype=torch.int32),
+            self.dataset.labels_of(chosen),
+            _tensor(self.dataset.rows[chosen], np.int64),
+            pooled=torch.zeros(texts, 0),
         )
 
 
@@ -128,7 +156,7 @@ def _pass_through(batch: Any) -> Any:
 
 
 def make_loader(
-    dataset: TokenDataset, batches: _Batches, workers: int = 0, pin_memory: bool = False
+    dataset: TokenDataset | WithoutTokens, batches: _Batches, workers: int = 0, pin_memory: bool = False
 ) -> TokenLoader:
     """A loader of ``TokenBatch`` for Lightning's ``Trainer(use_distributed_sampler=False)``.
 

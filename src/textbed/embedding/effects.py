@@ -117,6 +117,14 @@ class Effects(FrontEnd):
             everything = torch.ones(num_embeddings, dtype=torch.bool)
             self.register_buffer("pulled", everything if pulled is None else pulled.clone())
 
+    @property
+    def fixed(self) -> bool:
+        """Whether the front end inside is, and nothing acts on it but weights that stay as they are."""
+        acts = (
+            self.word_dropout or self.row_dropout or self.noise or self.pull or self.log_weights is not None
+        )
+        return self.inner.fixed and not acts
+
     def prepare(self, batch: TokenBatch) -> TokenBatch:
         """The batch with words left out and tokens weighted, as the front end inside is to see it."""
         if self.training and self.word_dropout:

@@ -45,6 +45,14 @@ class FrontEnd(nn.Module):
     padding_idx: int | None = None
     """The id that stands for no token; heads do not see it wherever it comes in a document."""
 
+    @property
+    def fixed(self) -> bool:
+        """Whether a document always comes out the same: nothing in here learns, and nothing is drawn.
+
+        The recipe then lets a pooling head pool each document once. No front end is unless it says so.
+        """
+        return False
+
     def prepare(self, batch: TokenBatch) -> TokenBatch:
         """What the front end makes of a batch before a head reads it; the model calls it once for each batch.
 
@@ -245,6 +253,11 @@ class Table(FrontEnd):
             norm_type=norm_type,
             **self.gradient_settings,
         )
+
+    @property
+    def fixed(self) -> bool:
+        """Whether nothing in here learns: a table draws nothing at random."""
+        return not any(parameter.requires_grad for parameter in self.parameters())
 
     # ---- thawing
 

@@ -35,6 +35,23 @@ class Head(nn.Module):
         """What the last forward pass in training adds to the loss; None for nothing. To be asked once."""
         return None
 
+    @property
+    def fixed_dim(self) -> int | None:
+        """Width F of ``fixed_part``; None where the head has no such part."""
+        return None
+
+    def fixed_part(self, batch: TokenBatch, embedding: FrontEnd) -> Tensor:
+        """(B, F): what is made of the rows before anything is learnt or drawn.
+
+        Over a front end that is fixed itself a document always gives the same numbers, to the last bit and in
+        any batch, and so they are worked out once. The head as a whole is ``rest`` of them.
+        """
+        raise NotImplementedError
+
+    def rest(self, part_BF: Tensor) -> Tensor:
+        """(B, H) from ``fixed_part``."""
+        raise NotImplementedError
+
     def multiply_adds(self, lengths: Sequence[int]) -> int:
         """Multiply-adds of the forward pass over documents of so many tokens, each at least 1.
 
@@ -43,3 +60,18 @@ class Head(nn.Module):
         done to one value at a time are not.
         """
         raise NotImplementedError
+
+
+class FixedHead(Head):
+    """A head that is nothing but fixed: it has no parameters, draws nothing, and the batch that a document
+    comes in changes no bit of what it gives."""
+
+    @property
+    def fixed_dim(self) -> int | None:
+        return None if any(parameter.requires_grad for parameter in self.parameters()) else self.out_dim
+
+    def fixed_part(self, batch: TokenBatch, embedding: FrontEnd) -> Tensor:
+        return self(batch, embedding)
+
+    def rest(self, part_BF: Tensor) -> Tensor:
+        return part_BF

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from textbed.batch import TokenBatch
@@ -55,13 +56,24 @@ class Layered(Head):
 
     def forward(self, batch: TokenBatch, embedding: FrontEnd) -> Tensor:
         """(B, H)."""
-        features_BH = self.layers(self.head(batch, embedding))
-        # A count, where TokenBatch.without would have the host wait for a GPU.
-        if embedding.padding_idx is None:
-            tokens_B1 = batch.lengths.unsqueeze(1)
-        else:
-            tokens_B1 = batch.reduce((batch.ids != embedding.padding_idx).unsqueeze(1).float(), "sum")
-        return features_BH * (tokens_B1 > 0)
+        return self._above(self.head(batch, embedding), _have_tokens(batch, embedding))
+
+    def _above(self, features: Tensor, have_tokens_B1: Tensor) -> Tensor:
+        return self.layers(features) * have_tokens_B1
+
+    @property
+    def fixed_dim(self) -> int | None:
+        below = self.head.fixed_dim
+        return None if below is None else below + 1
+
+    def fixed_part(self, batch: TokenBatch, embedding: FrontEnd) -> Tensor:
+        """(B, F): that of the head below, and a column that tells which documents have tokens."""
+        part = self.head.fixed_part(batch, embedding)
+        return torch.cat([part, _have_tokens(batch, embedding).to(part.dtype)], dim=1)
+
+    def rest(self, part_BF: Tensor) -> Tensor:
+        # Laid out anew: a product of matrices may round otherwise over rows with a gap between them.
+        return self._above(self.head.rest(part_BF[:, :-1].contiguous()), part_BF[:, -1:] > 0)
 
     def penalty(self) -> Tensor | None:
         return self.head.penalty()
@@ -69,3 +81,10 @@ class Layered(Head):
     def multiply_adds(self, lengths: Sequence[int]) -> int:
         layers = sum(layer.weight.numel() for layer in self.layers if isinstance(layer, nn.Linear))
         return self.head.multiply_adds(lengths) + len(lengths) * layers
+
+
+def _have_tokens(batch: TokenBatch, embedding: FrontEnd) -> Tensor:
+    """(B, 1) bool, by a count, where TokenBatch.without would have the host wait for a GPU."""
+    if embedding.padding_idx is None:
+        return batch.lengths.unsqueeze(1) > 0
+    return batch.reduce((batch.ids != embedding.padding_idx).unsqueeze(1).float(), "sum") > 0

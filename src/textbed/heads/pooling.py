@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from textbed.batch import Reduction, TokenBatch, wide
 from textbed.embedding.table import FrontEnd
 from textbed.errors import UserError, nearest
-from textbed.heads.base import Head
+from textbed.heads.base import FixedHead, Head
 
 Mode = Literal["sum", "mean", "max", "min"]
 
@@ -27,7 +27,7 @@ _STEEP = 1e-6
 _CHUNK = 1024
 
 
-class Pooling(Head):
+class Pooling(FixedHead):
     """One or more reductions of the rows (B, D), side by side: H = D x modes.
 
     The mean is the deep averaging network of Iyyer et al. 2015 without its layers, and fastText's document
@@ -76,7 +76,7 @@ def _reduce(batch: TokenBatch, values_ND: Tensor, mode: Mode) -> Tensor:
     return -batch.reduce(-values_ND, "max") if mode == "min" else batch.reduce(values_ND, mode)
 
 
-class Hierarchical(Head):
+class Hierarchical(FixedHead):
     """SWEM-hier (Shen et al. 2018, arXiv:1805.09843): the mean of every window of neighbouring rows, then the
     maximum over a document's windows. H = D.
 
