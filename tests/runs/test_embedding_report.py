@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from running import Runs, documents, on, weights, write_csv
+from running import ROOT, Runs, documents, on, weights, write_csv
 
 from textbed import training
 from textbed.classifier import TextClassifier
@@ -21,6 +21,7 @@ from textbed.embedding.table import Table
 from textbed.runs.embedding_report import make_report
 from textbed.runs.folder import RunFolder
 
+EMBEDDINGS = sorted(path.stem for path in (ROOT / "configs" / "embedding").glob("*.yaml"))
 TOKENS = ["<pad>", "<unk>", "owl", "nest", "sail", "mast", "rye"]
 COUNTS = np.array([0, 0, 9, 9, 3, 1, 0])
 
@@ -242,6 +243,52 @@ def test_a_whole_run(
         "columns": ["word", "count"],
         "data": [[word, -count] for count, word in lacking[:50]],
     }
+
+
+def test_words_of_the_evaluation_text_alone(runs: Runs, vectors: Path) -> None:
+    """They have a row, which training leaves alone, and are told apart."""
+    train = write_csv(runs.folder / "train.csv", documents(60))
+    test = write_csv(runs.folder / "test.csv", [("zebra sail zebra gnu", "boats"), ("owl zebra", "birds")])
+    file = runs.folder / "more.txt"
+    file.write_text(vectors.read_text() + "zebra 1 2 3 4 5 6 7 8\n")
+    wanted = ["embedding=finetuned", f"embedding.vectors='{file}'", "embedding.dim=null"]
+    content = read(runs(*on(train, f"data.path={{train: '{train}', test: '{test}'}}", *wanted)))
+    told = content["coverage"]["test"]
+    assert (told["types"], told["tokens"], told["known"]["types"], told["known"]["tokens"]) == (4, 6, 3, 5)
+    new = told["known_but_not_in_training"]
+    assert (new["types"], new["tokens"], new["share_of_tokens"]) == (1, 3, 0.5)
+    assert (told["with_vector"]["types"], told["with_vector"]["tokens"]) == (3, 5)
+    for split in ("train", "validation"):
+        assert content["coverage"][split]["known_but_not_in_training"]["tokens"] == 0
+    zero = content["movement"]["by_count"][0]
+    assert (zero["rows"], zero["moved"]) == (2, 0)  # zebra, and the row of unknown words
+    assert content["training"]["moved"] == content["training"]["in_training_text"]
+
+
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_every_front_end_is_built_again_as_it_was(name: str, runs: Runs, topics: Path, vectors: Path) -> None:
+    takes_vectors = name not in ("random", "hashed")
+    given = [f"embedding.vectors='{vectors}'", "embedding.dim=null"] if takes_vectors else []
+    cfg = runs.config(*on(topics, f"embedding={name}", *given))
+    data = TextDataModule(cfg.data, cfg.tokenizer, Path(cfg.paths.cache), cfg.seed)
+    data.setup()
+    model, _ = training.build_model(cfg, data)
+    again, _ = training.build_embedding(cfg, data)
+    state = model.embedding.state_dict()
+    for key, value in again.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    report = make_report(
+        again,
+        state,
+        data.tokenizer.tokens,
+        data.train_counts,
+        texts={"train": data.type_counts("train")},
+        pad_id=data.tokenizer.pad_id,
+        unk_id=data.tokenizer.unk_id,
+    )
+    assert report.content["rows"]["reported"] == len(data.tokenizer) - 1 == len(report.distance)
+    assert not report.distance.any()
+    assert (report.norms_before > 0).sum() > 30
 
 
 def test_a_frozen_table_does_not_move(

@@ -7,10 +7,11 @@ global state.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -361,6 +362,8 @@ def _lengths(axes: Axes, report: TableReport) -> None:
 
 def _plane(axes: Axes, projection: Mapping[str, Any]) -> None:
     """The projection: where words lie after training, and a line from where they lay before."""
+    from matplotlib.collections import LineCollection
+
     words = projection["words"]
     before = np.array([word["before"] for word in words])
     after = np.array([word["after"] for word in words])
@@ -374,8 +377,6 @@ def _plane(axes: Axes, projection: Mapping[str, Any]) -> None:
     )
     order = np.arange(len(words))
     if moved:
-        from matplotlib.collections import LineCollection
-
         axes.add_collection(
             LineCollection(list(np.stack([before, after], axis=1)), colors=_GRID, lw=0.8, zorder=1)
         )
@@ -387,17 +388,17 @@ def _plane(axes: Axes, projection: Mapping[str, Any]) -> None:
     axes.autoscale_view()  # else only when it is drawn
     points = axes.transData.transform(after)
     frame = axes.get_window_extent()
-    point = 7.5 * axes.figure.dpi / 72  # height of a letter in pixels
-    taken: list[tuple[float, float, float, float]] = [
-        (x - 2, y - 2, x + 2, y + 2)
-        for x, y in points  # no label over a point
-    ]
+    measure = _ruler(axes, 7.5)
+    pixels = axes.figure.dpi / 72  # of a point
+    gap, half = 4 * pixels, 5 * pixels
+    # what no label may lie over: left, bottom, right and top of points and of other labels
+    taken = [(x - 2, y - 2, x + 2, y + 2) for x, y in points]
     labels = 0
     for place in order:  # the most frequent first, or those that moved most
         at, (x, y), name = after[place], points[place], _cut(words[place]["word"], 18)
-        long = 0.62 * point * sum(2 if ord(letter) > 0x2E7F else 1 for letter in name)
-        for left in (x + 0.45 * point, x - 0.45 * point - long):
-            box = (left, y - 0.62 * point, left + long, y + 0.62 * point)
+        long = measure(name)
+        for left in (x + gap, x - gap - long):
+            box = (left - 1, y - half, left + long + 1, y + half)
             outside = box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0 or box[3] > frame.y1
             if outside or any(
                 box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken
@@ -423,6 +424,11 @@ def _beside(axes: Axes, height: float, beside: Sequence[Mapping[str, Any]]) -> N
     def write(x: float, y: float, text: str, colour: str = _INK, size: float = 8.5) -> None:
         axes.text(x, y, text, fontsize=size, color=colour, va="top", linespacing=1.25, parse_math=False)
 
+    measure, whole = _ruler(axes, 8.5), axes.get_window_extent().width
+
+    def fits(line: str, width: float) -> bool:
+        return measure(line) < 0.97 * width * whole
+
     moved = any(word["distance"] for word in beside)
     write(0, 0.1, "Nearest by cosine", size=10)
     columns = [(0.19, 0.4, "before"), (0.6, 0.4, "after")] if moved else [(0.19, 0.8, "after")]
@@ -435,22 +441,30 @@ def _beside(axes: Axes, height: float, beside: Sequence[Mapping[str, Any]]) -> N
         write(0, y + 0.15, said, _GREY, 7)
         for x, width, when in columns:
             names = [_cut(one["word"], 18) for one in word[when]]
-            write(x, y, _two_lines(names, int(width * 150)))
+            write(x, y, _two_lines(names, functools.partial(fits, width=width)))
 
 
-def _two_lines(names: Sequence[str], width: int) -> str:
-    """Names with commas, on two lines of ``width`` characters at the most; what does not fit is left out."""
+def _two_lines(names: Sequence[str], fits: Callable[[str], bool]) -> str:
+    """Names with commas, on two lines at the most; what does not fit on them is left out."""
     lines = [""]
     for name in names:
         longer = f"{lines[-1]}, {name}" if lines[-1] else name
-        if len(longer) <= width:
+        if fits(longer):
             lines[-1] = longer
         elif len(lines) == 2:
             break
         else:
-            lines[-1] += ","
-            lines.append(name)
+            lines = [f"{lines[0]},", name]
     return "\n".join(lines)
+
+
+def _ruler(axes: Axes, size: float) -> Callable[[str], float]:
+    """What measures a line of text of that size, in pixels."""
+    from matplotlib.font_manager import FontProperties
+
+    renderer: Any = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    font = FontProperties(size=size)
+    return lambda line: renderer.get_text_width_height_descent(line, font, False)[0]
 
 
 def _say(axes: Axes, text: str) -> None:
