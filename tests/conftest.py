@@ -28,10 +28,10 @@ def composed() -> Callable[..., DictConfig]:
 
 @pytest.fixture
 def runs(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    """Runs in the test's own folder, without pictures: two take as long as all the rest of a small run."""
+    """Runs in the test's own folder, without pictures: they take longer than all the rest of a small run."""
     from textbed.runs import pictures
 
-    for name in ("draw_learning_curves", "draw_confusion"):
+    for name in ("draw_learning_curves", "draw_confusion", "draw_table"):
         monkeypatch.setattr(pictures, name, lambda *args, **kwargs: None)
     return Runs(tmp_path)
 

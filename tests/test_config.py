@@ -100,9 +100,10 @@ def test_train_yaml_and_the_schema_agree_on_the_defaults():
     written = yaml.safe_load((CONFIGS / "train.yaml").read_text())
     written.pop("defaults")
     defaults = {item.name: item.default for item in fields(schema.TrainConfig)}
+    groups = {"classifier": schema.ClassifierConfig, "report": schema.ReportConfig}
     for name, value in written.items():
-        if name == "classifier":
-            assert value == {item.name: item.default for item in fields(schema.ClassifierConfig)}
+        if name in groups:
+            assert value == {item.name: item.default for item in fields(groups[name])}
         else:
             assert value == defaults[name], name
     written_paths = yaml.safe_load((CONFIGS / "paths/default.yaml").read_text())
@@ -272,6 +273,9 @@ MISTAKES = {
     "negative seed": (["seed=-1"], ["seed=-1", "at least 0"]),
     "large seed": (["seed=4294967296"], ["seed=4294967296", "at most 4294967295"]),
     "truth for a seed": (["seed=true"], ["seed=true", "whole number"]),
+    "words of a report": (["report.words=[]"], ["report.words=[]", "such as [good,bad]"]),
+    "a word that is no list": (["report.words=good"], ["report.words=good", "a list, or null"]),
+    "no neighbours": (["report.neighbours=0"], ["report.neighbours=0", "at least 1"]),
     "dropout 1": (["classifier.dropout=1.0"], ["classifier.dropout=1.0", "below 1"]),
     "label smoothing 1": (["classifier.label_smoothing=1"], ["classifier.label_smoothing=1", "below 1"]),
     "class weights": (["classifier.class_weights=balancd"], ["balancd", "a list, or null", "'balanced'"]),

@@ -44,7 +44,7 @@ WANTED = os.environ.get(FULL_ERROR) == "1"
 BEFORE_THE_CHECK = (InterpolationResolutionError, GrammarParseError, MissingMandatoryValue)
 
 # Keys that hold further keys, and those of them that may be null.
-KEYED = ("data", "classifier", "paths", "tokenizer", "embedding", "head", "optimizer", "trainer")
+KEYED = ("data", "classifier", "report", "paths", "tokenizer", "embedding", "head", "optimizer", "trainer")
 KEYED_OR_NULL = ("scheduler", "callbacks", "logger")
 
 _failed_jobs: list[str] = []

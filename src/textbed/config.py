@@ -29,6 +29,7 @@ from textbed.schema import (
     EmbeddingConfig,
     HeadConfig,
     PathsConfig,
+    ReportConfig,
     Rule,
     TrainConfig,
     defaults,
@@ -66,7 +67,12 @@ FIGURES = ("val/loss", "val/accuracy", "val/f1_macro", "val/f1_weighted", "val/m
 ROWWISE = ("SGD", "Adam", "AdamW", "Adagrad")
 
 # The parts with a schema of their own; a tokenizer's depends on its kind.
-GROUPS: dict[str, type] = {"data": DataConfig, "classifier": ClassifierConfig, "paths": PathsConfig}
+GROUPS: dict[str, type] = {
+    "data": DataConfig,
+    "classifier": ClassifierConfig,
+    "report": ReportConfig,
+    "paths": PathsConfig,
+}
 
 # Keys beside a `_target_` that the recipe reads itself, and arguments that it fills in itself.
 CONSUMED = {
@@ -121,6 +127,7 @@ def check(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -> DictConfi
     _check_numbers(values)
     _check_monitors(values)
     _check_class_weights(values["classifier"]["class_weights"])
+    _check_words(values["report"]["words"])
     return OmegaConf.create(values)
 
 
@@ -795,3 +802,8 @@ def _check_class_weights(weights: Any) -> None:
                 weights,
                 "expected a number of at least 0 for each class, not all of them 0.",
             )
+
+
+def _check_words(words: Any) -> None:
+    if words is not None and not (words and all(isinstance(word, str) for word in words)):
+        raise wrong("report.words", words, "expected a list of words, such as [good,bad], or null.")

@@ -416,6 +416,20 @@ class ClassifierConfig:
 
 
 @dataclass
+class ReportConfig:
+    """What a run says about its table at the end: embedding.json and a page of pictures."""
+
+    embedding: bool | None = key(None)
+    """Whether there is such a report; null is where the run is tested, so not in a search."""
+    words: Any = key(None, kinds=(list, type(None)))
+    """Words whose neighbours are shown before and after, a list; null is those that moved most."""
+    neighbours: int = key(10, minimum=1)
+    """Nearest neighbours of each."""
+    projected: int = key(200, minimum=2)
+    """Most frequent words in the two-dimensional projection."""
+
+
+@dataclass
 class PathsConfig:
     """Folders that are written to. Relative ones start where the command is given."""
 
@@ -443,6 +457,7 @@ class TrainConfig:
     """Whether the best checkpoint is tested at the end; a search switches it off."""
     data: DataConfig = field(default_factory=DataConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     tokenizer: Any = field(default_factory=dict)
     embedding: Any = field(default_factory=dict)

@@ -36,24 +36,19 @@ from textbed.heads.base import Head
 from textbed.heads.budget import widest
 from textbed.heads.layers import Layered
 from textbed.pooled import can_be_reused, mebibytes
-from textbed.runs import pictures
-from textbed.runs.folder import RunFolder, is_rank_zero, peak_memory, say, write_text
-from textbed.runs.record import finish_loggers, log_settings, make_loggers, read_metrics
+from textbed.runs import embedding_report, pictures
+from textbed.runs.embedding_report import TableReport
+from textbed.runs.folder import RunFolder, is_rank_zero, peak_memory, say, write_json, write_text
+from textbed.runs.record import finish_loggers, log_report, log_settings, make_loggers, read_metrics
 from textbed.runs.summary import Overview, PartSummary, SplitSummary, share, show_overview, show_result
 from textbed.schema import PASSED_ON, RECIPE_KEYS, HeadConfig, defaults
 from textbed.targets import read_arguments
 
 # What a resumed run may change. Everything else decides the figures, and would make one record of two runs.
 RESUME_MAY_CHANGE = (
-    "trainer.",
-    "callbacks.",
-    "data.mirror",
-    "data.path",
-    "data.workers",
-    "classifier.reuse_mib",
-    "threads",
-    "test",
-)
+    "trainer.", "callbacks.", "report.", "data.mirror", "data.path", "data.workers", "classifier.reuse_mib",
+    "threads", "test",
+)  # fmt: skip
 
 
 def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Path | None:
@@ -210,10 +205,13 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
         if cfg.test:
             folder.update(phase="test")
             trainer.test(model, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
+        memory = peak_memory()  # of training and test: what looks at them comes after
         with timing.phase("report"):
             figures = _figures(folder, model, trainer, best)
             _leave_results(cfg, folder, data, model)
-        figures |= timing.figures() | peak_memory()
+            table = _report_on_table(cfg, folder, data, model, best) if is_rank_zero() else None
+            log_report(loggers, folder.pictures, table.tables() if table else {})
+        figures |= timing.figures() | memory
         folder.write_metrics(figures)
     except BaseException:
         finish_loggers(loggers, failed=True)
@@ -221,10 +219,12 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
     for line in finish_loggers(loggers, figures):
         say(line)
     if is_rank_zero():
-        note = (
-            f"{best.name} is of epoch {figures['best_epoch']}" if best and "best_epoch" in figures else None
-        )
-        show_result(figures, folder.path, note=note, per_class=model.per_class if cfg.test else ())
+        lines = []
+        if best and "best_epoch" in figures:
+            lines.append(f"{best.name} is of epoch {figures['best_epoch']}")
+        if table:
+            lines.append(f"{table.summary()}; see {folder.embedding_file.name}")
+        show_result(figures, folder.path, notes=lines, per_class=model.per_class if cfg.test else ())
 
 
 # The parts, in the order of the recipe
@@ -650,3 +650,48 @@ def _leave_results(cfg: DictConfig, folder: RunFolder, data: TextDataModule, mod
     if model.confusion is not None and not data.corpus.multilabel and model.predictions is not None:
         path = folder.pictures / "confusion_matrix.png"
         pictures.draw_confusion(model.confusion, classes, path, title=f"{cfg.name}: test")
+
+
+def _report_on_table(
+    cfg: DictConfig, folder: RunFolder, data: TextDataModule, model: TextClassifier, best: Path | None
+) -> TableReport | None:
+    """What training did to the table, in embedding.json and a page of pictures; None where it is not wanted.
+
+    The rows before training are built again from the seed: keeping a copy of them all along would cost as
+    much memory as the table. Those after are of the checkpoint that was tested.
+    """
+    if not (cfg.test if cfg.report.embedding is None else cfg.report.embedding):
+        return None
+    try:
+        front_end, found = build_embedding(cfg, data)
+    except UserError as error:  # the file of vectors is gone, say: a run that is done does not fail for it
+        say(f"no report on the table: {error}")
+        return None
+    if best:
+        weights = AtomicCheckpointIO().peek(best)["state_dict"]
+    else:  # not state_dict(): of a table that lies in parts, it would wait for the other processes
+        weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    trained = {name: weights.get(f"embedding.{name}") for name in front_end.state_dict()}
+    for name, value in front_end.state_dict().items():
+        if trained[name] is None or trained[name].shape != value.shape:
+            say("no report on the table: it lies in parts, and there is no checkpoint of the whole")
+            return None
+    report = embedding_report.make_report(
+        front_end,
+        {name: value.detach().cpu() for name, value in trained.items()},
+        data.tokenizer.tokens,
+        data.train_counts,
+        texts={split: data.type_counts(split) for split in data.splits},
+        found=found,
+        pad_id=data.tokenizer.pad_id,
+        unk_id=data.tokenizer.unk_id,
+        words=cfg.report.words,
+        neighbours=cfg.report.neighbours,
+        projected=cfg.report.projected,
+    )
+    for word in report.content["neighbours"]:
+        if not word["in_vocabulary"]:
+            say(f"report.words: '{word['word']}' is not in the vocabulary")
+    write_json(folder.embedding_file, {"checkpoint": best.name if best else None, **report.content})
+    pictures.draw_table(report, folder.pictures / "embedding.png", title=f"{cfg.name}: the table")
+    return report

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from textbed.runs import pictures
-from textbed.runs.pictures import curves, draw_confusion, draw_learning_curves
+from textbed.runs.embedding_report import TableReport, make_report
+from textbed.runs.pictures import curves, draw_confusion, draw_learning_curves, draw_table
 
 
 def record(epochs: int) -> list[dict[str, Any]]:
@@ -133,3 +134,81 @@ def test_strange_names_make_no_noise(tmp_path: Path, capfd: pytest.CaptureFixtur
         assert draw_confusion(np.eye(5, dtype=int) * 7, names, tmp_path / "a.png", title="$")
     assert [str(w.message) for w in caught if "Deprecat" not in w.category.__name__] == []
     assert "".join(capfd.readouterr()) == ""
+
+
+def report_of(tokens: list[str], far: float, found: bool = False, **more: Any) -> TableReport:
+    """A report on a table whose rows moved by up to ``far``; the first token is padding."""
+    import torch
+
+    from textbed.embedding.table import Table
+
+    size = len(tokens)
+    torch.manual_seed(0)
+    front_end = Table(size, 4, padding_idx=0)
+    state = {"table.weight": front_end.table.weight + far * torch.rand(size, 4)}
+    counts = np.arange(size)[::-1] ** 2
+    counts[0] = 0
+    texts = {"train": (counts, np.zeros(0, int)), "test": (np.minimum(counts, 3), np.array([2]))}
+    return make_report(
+        front_end, state, tokens, counts, texts=texts, pad_id=0,
+        found=np.arange(size) % 2 == 0 if found else None, **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("far", [0.0, 1.0])
+@pytest.mark.parametrize("tokens", [2, 3, 300])
+def test_table(tmp_path: Path, tokens: int, far: float) -> None:
+    report = report_of([f"word {number}" for number in range(tokens)], far, found=tokens != 3)
+    draw_table(report, tmp_path / "table.png", title="a $ b")
+    height, width = pixels(tmp_path / "table.png").shape[:2]
+    assert width == 1584
+    assert 600 < height < 3000
+
+
+def test_words_do_not_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    kept: list[Figure] = []
+    real = Figure.add_axes
+    monkeypatch.setattr(Figure, "add_axes", lambda self, *a, **k: kept.append(self) or real(self, *a, **k))
+    names = ["<pad>", *(f"{'word' * (number % 4)}WM{number}" for number in range(250))]
+    draw_table(report_of(names, 1.0), tmp_path / "table.png")
+    (axes,) = (one for one in kept[0].axes if "two dimensions" in one.get_title(loc="left"))
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert 40 < len(boxes) <= 90
+    frame = axes.get_window_extent().padded(3)
+    for place, box in enumerate(boxes):
+        assert frame.x0 < box.x0
+        assert box.x1 < frame.x1
+        assert [other for other in boxes[:place] if box.overlaps(other)] == [], box
+    # nor do the lists of neighbours
+    (axes,) = (one for one in kept[0].axes if any("Nearest" in text.get_text() for text in one.texts))
+    boxes = [
+        text.get_window_extent() for text in axes.texts if ", " in text.get_text() and "WM" in text.get_text()
+    ]
+    assert len(boxes) == 16
+    for before, after in zip(boxes[::2], boxes[1::2], strict=True):
+        assert before.x1 < after.x0
+        assert after.x1 < kept[0].bbox.x1
+
+
+def test_strange_tokens_make_no_noise(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tokens = [
+        "<pad>",
+        " ",
+        "\n",
+        "\x96",
+        "$x^2$ \\frac{",
+        "日本語",
+        "\U0001f600",
+        "a" * 90,
+        "b\u0301",
+        "%s {}",
+    ]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        draw_table(report_of(tokens, 1.0, found=True), tmp_path / "a.png", title="$")
+    assert [str(w.message) for w in caught if "Deprecat" not in w.category.__name__] == []
+    assert "".join(capfd.readouterr()) == ""
+    assert pictures._cut("\x96", 14) == "'\\x96'"
+    assert pictures._cut("a" * 90, 14) == "a" * 13 + "…"

@@ -26,6 +26,7 @@ from textbed.runs.record import (
     Wandb,
     by_epoch,
     finish_loggers,
+    log_report,
     log_settings,
     make_loggers,
     read_metrics,
@@ -340,6 +341,39 @@ def test_a_logger_that_cannot_be_closed_fails_nothing(
         assert finish_loggers(loggers, failed=failed) == []
         assert "Gone: could not be closed (the server is gone); the run folder" in capfd.readouterr().err
     assert run.table_file.exists()
+
+
+def test_pictures_and_tables_go_where_they_are_taken(
+    run: RunFolder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Takes(CSVLogger):
+        def __init__(self) -> None:
+            super().__init__(run.path, "", "")
+            self.taken: list[Any] = []
+
+        def log_image(self, key: str, images: list[Any]) -> None:
+            self.taken.append((key, images))
+
+        def log_table(self, key: str, columns: list[str], data: list[Any]) -> None:
+            self.taken.append((key, columns, data))
+
+    class Refuses(Takes):
+        def log_image(self, key: str, images: list[Any]) -> None:
+            raise ConnectionError("the server is gone\nfor good")
+
+    run.pictures.mkdir()
+    for name in ("b.png", "a.png", "notes.txt"):
+        (run.pictures / name).touch()
+    takes = Takes()
+    loggers = [*make_loggers({}, run), Refuses(), CSVLogger(run.path, "", ""), takes]
+    log_report(loggers, run.pictures, {"norms": (["word"], [["owl"]])})
+    assert takes.taken == [
+        ("pictures/a", [str(run.pictures / "a.png")]),
+        ("pictures/b", [str(run.pictures / "b.png")]),
+        ("embedding/norms", ["word"], [["owl"]]),
+    ]
+    line = "Refuses: did not take the report (the server is gone); the run folder has it\n"
+    assert capfd.readouterr().err == line
 
 
 def test_settings_of_a_resumed_run_go_to_wandb_alone(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

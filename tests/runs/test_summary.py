@@ -72,7 +72,7 @@ def test_result() -> None:
     }
     screen = io.StringIO()
     folder = "/runs/" + "long/" * 40 + "20300101-000000-abcdef"
-    show_result(figures, folder, screen, note="best: epoch 3 [of 5]")
+    show_result(figures, folder, screen, notes=["best: epoch 3 [of 5]", "table: [all] moved"])
     lines = [line.strip() for line in screen.getvalue().splitlines() if line.strip()]
     table = [line.split() for line in lines]
     assert table[1] == ["test", "best", "validation"]
@@ -86,7 +86,7 @@ def test_result() -> None:
     assert ["time,", "all", "2", "min", "08", "s"] in table
     assert ["tokens", "a", "second", "640,000"] in table
     assert ["memory", "at", "the", "peak", "1.50", "GiB"] in table
-    assert "best: epoch 3 [of 5]" in lines
+    assert lines[-3:-1] == ["best: epoch 3 [of 5]", "table: [all] moved"]
     assert lines[-1] == f"run folder  {folder}"  # in one piece
 
 

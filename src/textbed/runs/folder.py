@@ -14,7 +14,8 @@ log.txt                    what was said
 tokenizer/                 the tokenizer with its vocabulary
 checkpoints/               best.ckpt (by validation) and last.ckpt (to go on from)
 predictions/test.parquet   one row for each document
-pictures/                  learning curves, confusion matrix
+embedding.json             what the table covers, and how training moved its rows
+pictures/                  learning curves, confusion matrix, a page on the table
 =========================  ===================================================================================
 
 Every file is written beside its place and then renamed, so that a reader never sees half of one, and a
@@ -362,6 +363,7 @@ class RunFolder:
     best_checkpoint = property(lambda self: self.path / "checkpoints" / "best.ckpt")
     last_checkpoint = property(lambda self: self.path / "checkpoints" / "last.ckpt")
     predictions = property(lambda self: self.path / "predictions")
+    embedding_file = property(lambda self: self.path / "embedding.json")
     pictures = property(lambda self: self.path / "pictures")
 
     # -- the course of a run ---------------------------------------------------------------------------------

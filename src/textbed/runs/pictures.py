@@ -1,4 +1,4 @@
-"""Pictures of a run: learning curves and the confusion matrix, as PNG files.
+"""Pictures of a run: learning curves, the confusion matrix, and what the table did, as PNG files.
 
 matplotlib is imported when a picture is drawn (0.5 s and more), and used through its objects: no window, no
 global state.
@@ -7,10 +7,11 @@ global state.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from textbed.runs.embedding_report import TableReport
+
 _TRAIN, _VALIDATION, _INK, _GRID = "#1b6ca8", "#d1495b", "#333333", "#e3e3e3"
+_PALE, _GREY = "#a9cbe3", "#8c8c8c"
 _ANNOTATED_CLASSES = 20
 _NAMED_CLASSES = 60
 _LONGEST_NAME = 24
+_MOST_POINTS = 5000
+"""Rows that are drawn as points; of more, equally many of each part of the vocabulary."""
+_MOST_LABELS = 90
 
 
 def curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
@@ -153,15 +160,331 @@ def draw_confusion(counts: Any, classes: Sequence[str], path: Path, title: str |
     return True
 
 
+# What the table did
+
+
+def draw_table(report: TableReport, path: Path, title: str | None = None) -> None:
+    """Draw a page on the table: coverage, movement against frequency, norms, a projection, neighbours.
+
+    Args:
+        report: as :func:`textbed.runs.embedding_report.make_report` makes it.
+        path: the PNG file.
+        title: shown above.
+    """
+    content = report.content
+    beside = [entry for entry in content["neighbours"] if entry["in_vocabulary"]][:_SHOWN_WORDS]
+    text = 0.75 + 0.36 * len(beside) if beside else 0.0
+    cover = 0.7 * len(content["coverage"])
+    plane = 5.0 if content["projection"] else 0.0
+    # In inches, from above: where each part begins.
+    wide = 11.0
+    movement = 0.95 + cover + 0.75
+    projection = movement + 2.6 + 0.95
+    neighbours = projection + (plane + 0.55 if plane else 0)
+    tall = neighbours + text + 0.1
+
+    with _drawing(path, (wide, tall), fitted=False) as picture:
+
+        def panel(left: float, top: float, width: float, height: float) -> Axes:
+            axes = picture.add_axes((left / wide, 1 - (top + height) / tall, width / wide, height / tall))
+            axes.tick_params(colors=_INK, length=0, labelsize=9)
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+            return axes
+
+        if title:
+            picture.text(
+                0.2 / wide, 1 - 0.2 / tall, title, fontsize=12, color=_INK, va="top", parse_math=False
+            )
+        lacking = content["without_vector"]
+        _coverage(panel(1.6, 0.95, 4.6 if lacking else 8.6, cover), content["coverage"])
+        if lacking:
+            _without_vector(panel(7.4, 0.95, 3.4, cover), cover, lacking)
+        _moves(panel(0.85, movement, 5.4, 2.6), report)
+        _lengths(panel(7.3, movement, 3.4, 2.6), report)
+        if plane:
+            _plane(panel(0.3, projection, 10.4, plane), content["projection"])
+        if beside:
+            _beside(panel(0.3, neighbours, 10.4, text), text, beside)
+
+
+_SHOWN_WORDS = 20
+
+
+def _heading(axes: Axes, text: str) -> None:
+    axes.set_title(text, fontsize=10, color=_INK, loc="left", pad=6)
+
+
+def _coverage(axes: Axes, coverage: Mapping[str, Mapping[str, Any]]) -> None:
+    """A bar for each split and way of counting: what has a vector, what has a row, what has neither."""
+    vectors = any(covered["with_vector"] for covered in coverage.values())
+    extra = any(covered["known_but_not_in_training"]["tokens"] for covered in coverage.values())
+    names = []
+    for place, (split, covered) in enumerate(coverage.items()):
+        for step, of in enumerate(("types", "tokens")):
+            at = 2.4 * place + step
+            names.append((at, f"{split}, {'distinct' if of == 'types' else 'all'}"))
+            known = covered["known"][f"share_of_{of}"] or 0.0
+            axes.barh(at, 1, height=0.8, color=_GRID)
+            axes.barh(at, known, height=0.8, color=_PALE if vectors else _TRAIN)
+            if covered["known_but_not_in_training"]["tokens"]:
+                new = covered["known_but_not_in_training"][f"share_of_{of}"] or 0.0
+                # drawn over the rest: it is part of what has a row, and may be part of what has a vector
+                axes.barh(
+                    at, new, left=known - new, height=0.8, color="none", edgecolor=_INK, hatch="////",
+                    linewidth=0, zorder=4,
+                )  # fmt: skip
+            shares = [known]
+            if vectors:
+                shares.insert(0, covered["with_vector"][f"share_of_{of}"] or 0.0)
+                axes.barh(at, shares[0], height=0.8, color=_TRAIN)
+            said = " / ".join(f"{100 * value:.1f}" for value in shares)
+            axes.text(1.02, at, f"{said} %", va="center", fontsize=9, color=_INK)
+    axes.set_yticks([at for at, _ in names], [name for _, name in names])
+    axes.set_ylim(max(at for at, _ in names) + 0.6, -0.6)
+    axes.set_xlim(0, 1)
+    axes.set_xticks([])
+    parts = [("has a vector", _TRAIN)] if vectors else []
+    parts += [("a row, no vector", _PALE) if vectors else ("has a row", _TRAIN), ("unknown", _GRID)]
+    handles: list[Any] = [axes.barh(0, 0, color=colour, label=name) for name, colour in parts]
+    if extra:
+        handles.append(
+            axes.barh(0, 0, color="none", edgecolor=_INK, hatch="////", label="not in the training text")
+        )
+    axes.legend(
+        handles=handles, frameon=False, labelcolor=_INK, fontsize=9, ncols=len(handles), loc="lower left",
+        bbox_to_anchor=(0, 1.0), borderaxespad=0.1, handlelength=1.2, columnspacing=1.2,
+    )  # fmt: skip
+    axes.text(1.02, -0.85, "vector / row" if vectors else "row", va="center", fontsize=9, color=_GREY)
+    axes.set_title(
+        "Coverage by split, of distinct tokens and of all", fontsize=10, color=_INK, loc="left", pad=24
+    )
+
+
+def _without_vector(axes: Axes, height: float, lacking: Mapping[str, Any]) -> None:
+    axes.set_axis_off()
+    axes.set_title(
+        f"Commonest in training without a vector, of {lacking['types']:,}",
+        fontsize=10, color=_INK, loc="left", pad=24,
+    )  # fmt: skip
+    lines = max(int((height + 0.2) / 0.19), 1)
+    for place, entry in enumerate(lacking["commonest"][: 2 * lines]):
+        column, line = divmod(place, lines)
+        down = 1 + (0.1 - 0.19 * line) / height
+        name = _cut(entry["word"], 14)
+        for x, side, said in (
+            (0.5 * column, "left", name),
+            (0.5 * column + 0.43, "right", f"{entry['count']:,}"),
+        ):
+            axes.text(
+                x, down, said, transform=axes.transAxes, ha=side, va="top", fontsize=8.5, color=_INK,
+                parse_math=False,
+            )  # fmt: skip
+    if not lacking["commonest"]:
+        axes.text(
+            0, 1, "none: every word has one", transform=axes.transAxes, va="top", fontsize=9, color=_INK
+        )
+
+
+def _moves(axes: Axes, report: TableReport) -> None:
+    """How far rows moved against how often their token occurs: points, the median, half of the rows."""
+    counts, distance = report.counts, report.distance
+    _heading(axes, "How far rows moved, by how often the token occurs in training")
+    if not (distance > 0).any():
+        _say(axes, "no row moved")
+        return
+    place = np.where(counts > 0, counts, 0.5)  # a logarithm has no 0
+    shown = slice(None, None, max(1, math.ceil(len(counts) / _MOST_POINTS)))
+    order = np.argsort(-counts, kind="stable")[shown]
+    spread = np.random.default_rng(0).uniform(0.92, 1.08, len(order))  # else rare words lie on one another
+    size = 2.2 if len(order) > 1000 else 4
+    axes.plot(place[order] * spread, distance[order], ".", ms=size, color=_PALE, alpha=0.7, mew=0)
+    most = int(counts.max())
+    bins = [each for each in report.content["movement"]["by_count"] if each["high"]]
+    middle = [math.sqrt(each["low"] * min(each["high"], most)) for each in bins]
+    lower, median, upper = np.array([each["distance"] for each in bins], float).reshape(-1, 3).T
+    axes.fill_between(middle, lower, upper, color=_TRAIN, alpha=0.25, lw=0, label="middle half")
+    axes.plot(middle, median, marker="o", ms=4, lw=1.8, color=_TRAIN, label="median")
+    if (counts == 0).any():  # apart: between 0 and 1 there is nothing
+        lower, median, upper = report.content["movement"]["by_count"][0]["distance"]
+        axes.plot([0.5, 0.5], [lower, upper], color=_TRAIN, alpha=0.25, lw=5, solid_capstyle="butt")
+        axes.plot([0.5], [median], "o", ms=4, color=_TRAIN)
+    axes.set_xscale("log")
+    _ticks(axes, counts)
+    top = float(np.quantile(distance, 0.999)) or float(distance.max())
+    axes.set_ylim(-0.03 * top, 1.08 * top)  # a few rows far away would press the others together
+    axes.set_xlabel("occurrences in the training text", color=_INK)
+    axes.set_ylabel("distance (L2)", color=_INK)
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, labelcolor=_INK, fontsize=9, loc="best")
+
+
+def _ticks(axes: Axes, counts: np.ndarray) -> None:
+    from matplotlib.ticker import NullLocator
+
+    most = int(counts.max(initial=1))
+    ticks = [10**power for power in range(len(str(most)))]
+    names = [f"{tick:,}" for tick in ticks]
+    least = 0.8
+    if (counts == 0).any():
+        ticks, names, least = [0.5, *ticks], ["0", *names], 0.4
+    axes.set_xticks(ticks, names)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(least, most * 1.25)
+
+
+def _lengths(axes: Axes, report: TableReport) -> None:
+    """How long rows are, before and after."""
+    before, after = report.norms_before, report.norms_after
+    _heading(axes, "Length of rows (L2)")
+    same = np.array_equal(before, after)
+    both = np.concatenate([before, after])
+    # one row far away would squeeze all others into a bar
+    low, high = np.quantile(both, (0.001, 0.999))
+    room = max(0.02 * (high - low), 1e-3 * max(high, 1e-12))
+    edges = np.linspace(max(low - room, 0), high + room, 49)
+    drawn = [(after, "before and after alike" if same else "after", _TRAIN)]
+    if not same:
+        drawn.insert(0, (before, "before", _GREY))
+    for values, name, colour in drawn:
+        heights = np.histogram(values, edges)[0]
+        axes.stairs(heights, edges, fill=True, color=colour, alpha=0.35)
+        axes.stairs(heights, edges, color=colour, lw=1.4, label=name)
+    axes.set_ylim(0, None)
+    axes.margins(y=0.25)
+    axes.set_xlabel("length", color=_INK)
+    axes.set_ylabel("rows", color=_INK)
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, labelcolor=_INK, fontsize=9, loc="best")
+
+
+def _plane(axes: Axes, projection: Mapping[str, Any]) -> None:
+    """The projection: where words lie after training, and a line from where they lay before."""
+    from matplotlib.collections import LineCollection
+
+    words = projection["words"]
+    before = np.array([word["before"] for word in words])
+    after = np.array([word["after"] for word in words])
+    kept = 100 * sum(projection["explained"])
+    moved = bool((before != after).any())
+    _heading(
+        axes,
+        f"The {len(words)} most frequent {'and most moved ' if moved else ''}tokens in two dimensions "
+        f"({kept:.0f} % of the variance{' after training' if moved else ''})"
+        + ("; lines come from where each lay before" if moved else ""),
+    )
+    order = np.arange(len(words))
+    if moved:
+        axes.add_collection(
+            LineCollection(list(np.stack([before, after], axis=1)), colors=_GRID, lw=0.8, zorder=1)
+        )
+        order = np.argsort(-np.linalg.norm(after - before, axis=1), kind="stable")
+    axes.plot(after[:, 0], after[:, 1], "o", ms=3.2, color=_TRAIN, mew=0, zorder=3)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.margins(0.04)
+    axes.autoscale_view()  # else only when it is drawn
+    points = axes.transData.transform(after)
+    frame = axes.get_window_extent()
+    measure = _ruler(axes, 7.5)
+    pixels = axes.figure.dpi / 72  # of a point
+    gap, half = 4 * pixels, 5 * pixels
+    # what no label may lie over: left, bottom, right and top of points and of other labels
+    taken = [(x - 2, y - 2, x + 2, y + 2) for x, y in points]
+    labels = 0
+    for place in order:  # the most frequent first, or those that moved most
+        at, (x, y), name = after[place], points[place], _cut(words[place]["word"], 18)
+        long = measure(name)
+        for left in (x + gap, x - gap - long):
+            box = (left - 1, y - half, left + long + 1, y + half)
+            outside = box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0 or box[3] > frame.y1
+            if outside or any(
+                box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken
+            ):
+                continue
+            taken.append(box)
+            labels += 1
+            axes.annotate(
+                name, at, xytext=(4 if left > x else -4, 0), textcoords="offset points", fontsize=7.5,
+                color=_INK, ha="left" if left > x else "right", va="center", zorder=4, parse_math=False,
+            )  # fmt: skip
+            break
+        if labels == _MOST_LABELS:
+            break
+
+
+def _beside(axes: Axes, height: float, beside: Sequence[Mapping[str, Any]]) -> None:
+    """The nearest neighbours of some words, as text."""
+    axes.set_axis_off()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(height, 0)  # in inches from above
+
+    def write(x: float, y: float, text: str, colour: str = _INK, size: float = 8.5) -> None:
+        axes.text(x, y, text, fontsize=size, color=colour, va="top", linespacing=1.25, parse_math=False)
+
+    measure, whole = _ruler(axes, 8.5), axes.get_window_extent().width
+
+    def fits(line: str, width: float) -> bool:
+        return measure(line) < 0.97 * width * whole
+
+    moved = any(word["distance"] for word in beside)
+    write(0, 0.1, "Nearest by cosine", size=10)
+    columns = [(0.19, 0.4, "before"), (0.6, 0.4, "after")] if moved else [(0.19, 0.8, "after")]
+    for x, _, when in columns:
+        write(x, 0.12, f"{when} training" if moved else "the same before and after training", _GREY, 9)
+    for line, word in enumerate(beside):
+        y = 0.42 + 0.36 * line
+        write(0, y, _cut(word["word"], 20), _TRAIN)
+        said = f"{word['count']:,} times" + (f", moved {word['distance']:.2g}" if word["distance"] else "")
+        write(0, y + 0.15, said, _GREY, 7)
+        for x, width, when in columns:
+            names = [_cut(one["word"], 18) for one in word[when]]
+            write(x, y, _two_lines(names, functools.partial(fits, width=width)))
+
+
+def _two_lines(names: Sequence[str], fits: Callable[[str], bool]) -> str:
+    """Names with commas, on two lines at the most; what does not fit on them is left out."""
+    lines = [""]
+    for name in names:
+        longer = f"{lines[-1]}, {name}" if lines[-1] else name
+        if fits(longer):
+            lines[-1] = longer
+        elif len(lines) == 2:
+            break
+        else:
+            lines = [f"{lines[0]},", name]
+    return "\n".join(lines)
+
+
+def _ruler(axes: Axes, size: float) -> Callable[[str], float]:
+    """What measures a line of text of that size, in pixels."""
+    from matplotlib.font_manager import FontProperties
+
+    renderer: Any = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    font = FontProperties(size=size)
+    return lambda line: renderer.get_text_width_height_descent(line, font, False)[0]
+
+
+def _say(axes: Axes, text: str) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=10, color=_GREY)
+
+
 @contextlib.contextmanager
-def _drawing(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
-    """Give a figure; when the block ends, it is written to ``path`` in one step."""
+def _drawing(path: Path, inches: tuple[float, float], fitted: bool = True) -> Iterator[Figure]:
+    """Give a figure; when the block ends, it is written to ``path`` in one step.
+
+    ``fitted`` looks for room for all that is written beside the axes, which takes a drawing of its own.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     fonts = logging.getLogger("matplotlib.font_manager")
     level = fonts.level
-    figure = Figure(figsize=inches, dpi=144, layout="constrained", facecolor="white")
+    figure = Figure(figsize=inches, dpi=144, layout="constrained" if fitted else None, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         # A class name in a script that the font lacks is drawn as boxes; metrics.json and the predictions
@@ -205,3 +528,10 @@ def _short(name: object) -> str:
     text = " ".join(str(name).split()) or "(empty)"
     text = text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 1]}…"
     return text.replace("$", r"\$")  # a pair of $ would be read as a formula
+
+
+def _cut(name: str, longest: int) -> str:
+    """A token as it can be read: what is invisible as its code, long ones cut."""
+    if not name.isprintable() or name != name.strip() or not name:
+        name = repr(name)
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"

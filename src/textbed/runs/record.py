@@ -38,6 +38,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from textbed.errors import UserError, nearest
 from textbed.runs.folder import RunFolder, is_rank_zero, plain, say, write_text, writing
 
+Table = tuple[list[str], list[list[Any]]]
+"""Names of columns, and rows."""
 _PLACES = ("step", "epoch", "time")  # where and when, in every line; the rest are figures
 _WANDB_MODES = {
     "online": "online",
@@ -277,6 +279,28 @@ def log_settings(loggers: Sequence[Logger], settings: Mapping[str, Any], new: bo
             logger.log_hyperparams(dict(settings))
 
 
+def log_report(loggers: Sequence[Logger], pictures: Path, tables: Mapping[str, Table]) -> None:
+    """Hand the pictures of a run and the tables of its report to the loggers that can take such things.
+
+    Those are loggers with ``log_image(key, images)`` or ``log_table(key, columns, data)``, as Lightning's for
+    wandb. One that fails is named and left, as in ``finish_loggers``.
+
+    Args:
+        pictures: the folder of PNG files; each goes under ``pictures/<name>``.
+        tables: name -> columns and rows; each goes under ``embedding/<name>``.
+    """
+    for logger in loggers:
+        try:
+            if hasattr(logger, "log_image"):
+                for path in sorted(pictures.glob("*.png")):
+                    logger.log_image(key=f"pictures/{path.stem}", images=[str(path)])
+            if hasattr(logger, "log_table"):
+                for name, (columns, rows) in tables.items():
+                    logger.log_table(key=f"embedding/{name}", columns=columns, data=rows)
+        except Exception as error:  # each logger has its own
+            say(f"{type(logger).__name__}: did not take the report ({_reason(error)}); the run folder has it")
+
+
 def finish_loggers(
     loggers: Sequence[Logger], figures: Mapping[str, Any] | None = None, failed: bool = False
 ) -> list[str]:
@@ -304,9 +328,15 @@ def finish_loggers(
                 logger.log_metrics(numbers)
             logger.finalize("failed" if failed else "success")
         except Exception as error:  # each logger has its own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            say(f"{type(logger).__name__}: could not be closed ({reason}); the run folder has every figure")
+            say(
+                f"{type(logger).__name__}: could not be closed ({_reason(error)}); "
+                "the run folder has every figure"
+            )
     return lines
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class Wandb(WandbLogger):
@@ -386,8 +416,7 @@ class Wandb(WandbLogger):
         except Exception as error:
             # a logger is a mirror: whatever is wrong with it, the run goes on
             fallback = "offline" if self._mode == "online" else "disabled"
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            say(f"wandb: cannot start {self._mode} ({reason}); this run's wandb logger is {fallback}")
+            say(f"wandb: cannot start {self._mode} ({_reason(error)}); this run's wandb logger is {fallback}")
             if self._mode == "disabled":
                 raise
             self._mode = self._wandb_init["mode"] = fallback

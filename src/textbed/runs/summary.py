@@ -122,7 +122,7 @@ def show_result(
     figures: Mapping[str, float | int | None],
     folder: str | Path,
     file: IO[str] | None = None,
-    note: str | None = None,
+    notes: Sequence[str] = (),
     per_class: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Print what came of it: a table by class where there is room for one, and the one table at the end.
@@ -131,7 +131,7 @@ def show_result(
         figures: as in metrics.json: ``test/...``, ``val/...``, ``seconds/...``, ``speed/...``,
             ``memory/...``. What they do not hold is left out; so are figures of one class (``test/f1/spam``).
         folder: the run folder.
-        note: a further line, such as the epoch of the best checkpoint.
+        notes: further lines, such as the epoch of the best checkpoint.
         per_class: for each class its name (``class``), ``precision``, ``recall``, ``f1`` and ``support``.
     """
     out = console(file)
@@ -150,7 +150,7 @@ def show_result(
     for name, shown in _costs(figures):
         table.add_row(name, shown)
     out.print(table)
-    if note:
+    for note in notes:
         out.print(note, markup=False)
     # on a line of its own and never broken: it is there to be copied
     out.print(f"run folder  {folder}", markup=False, soft_wrap=True)
