@@ -236,7 +236,7 @@ def test_the_pull_is_of_rows_with_a_vector_and_in_the_loss_of_training_alone(
 
 ALL = [
     "embedding.word_dropout=0.2", "embedding.row_dropout=0.1", "embedding.noise=0.05",
-    "embedding.token_weights=learned", "embedding.pull=0.01", TABLES_OWN,
+    "embedding.token_weights=learned", "embedding.pull=0.01", "embedding.max_norm=2.0", TABLES_OWN,
 ]  # fmt: skip
 
 

@@ -10,7 +10,11 @@ import torch
 from torch import nn
 
 from textbed.batch import TokenBatch
+from textbed.embedding.channels import Multichannel
+from textbed.embedding.corrections import Adapted, Projected
 from textbed.embedding.effects import Effects, idf_weights, sif_weights
+from textbed.embedding.hashed import Hashed
+from textbed.embedding.ngrams import NGrams
 from textbed.embedding.table import FrontEnd, Table
 from textbed.errors import UserError
 
@@ -318,6 +322,62 @@ def test_a_sparse_gradient_stays_sparse():
     assert module.inner.table.weight.grad.is_sparse
     touched = module.inner.table.weight.grad.coalesce().indices()[0].tolist()
     assert set(touched) == set(BATCH.ids.tolist())
+
+
+# Other front ends
+
+
+WORDS = ["<pad>", "<unk>", *"abcdefghij"]
+FRONT_ENDS = {
+    "hashed": lambda: Hashed(V, D, tokens=WORDS, buckets=7, padding_idx=PAD),
+    "ngrams": lambda: NGrams(V, D, tokens=WORDS, buckets=50, min_char=3, max_char=4, padding_idx=PAD),
+    "multichannel": lambda: Multichannel(V, vectors=torch.randn(V, D), padding_idx=PAD),
+    "adapted": lambda: Adapted(V, vectors=torch.randn(V, D), rank=2, padding_idx=PAD),
+    "projected": lambda: Projected(V, vectors=torch.randn(V, D), out_dim=3, padding_idx=PAD),
+    "thawed": lambda: Table(V, vectors=torch.randn(V, D), frozen_epochs=1, padding_idx=PAD),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", FRONT_ENDS)
+def test_around_any_front_end(name, mode):
+    inner = FRONT_ENDS[name]()
+    settings = {"word_dropout": 0.3, "row_dropout": 0.3, "noise": 0.1, "learn_weights": True, "pull": 1.0}
+    module = Effects(inner, V, pulled=torch.arange(V) != PAD, **settings)
+    assert module.penalty(BATCH).item() == pytest.approx(0, abs=1e-10)
+    with torch.no_grad():
+        for parameter in inner.parameters():
+            parameter.add_(0.1)
+    frozen = name == "thawed"
+    # of each distinct token alone, without the n-grams that it makes with others
+    alone = [[token] for token in sorted(set(BATCH.without(PAD).ids.tolist()))]
+    now = inner(batch_of(*alone)).detach()
+    begin = module.initial[[token for (token,) in alone]]
+    penalty = module.penalty(BATCH)
+    assert penalty.item() == pytest.approx(0.5 * (now - begin).square().sum().item(), rel=1e-4)
+    assert penalty.requires_grad != frozen
+    batch = module.prepare(BATCH)
+    (module.pool(batch, mode).square().sum() + module(batch).square().sum() + penalty).backward()
+    assert module.log_weights.grad.count_nonzero() > 0
+    assert all(torch.isfinite(one.grad).all() for one in module.parameters() if one.grad is not None)
+    module.eval()
+    weighted = replace(BATCH, weights=module.log_weights.exp()[BATCH.ids.long()])
+    assert torch.equal(module.pool(module.prepare(BATCH), mode), inner.pool(weighted, mode))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_that_are_shortened_are_looked_up_more_than_once(mode):
+    """Weights that learn keep the table for their gradient, and the next lookup shortens in place."""
+    table = Table(V, D, scale=1.0, max_norm=0.5, padding_idx=PAD)
+    module = Effects(table, V, learn_weights=True, pull=1.0, noise=0.1)
+    with torch.no_grad():
+        table.table.weight.mul_(3)
+    batch = module.prepare(BATCH)
+    (module.pool(batch, "mean") + module.pool(batch, mode)).sum().backward(retain_graph=True)
+    module.penalty(BATCH).backward()
+    touched = sorted(set(BATCH.ids.tolist()))
+    assert (table.table.weight[touched].norm(dim=1) <= 0.5 + 1e-6).all()
+    assert module.log_weights.grad.count_nonzero() == len(touched) - 1
 
 
 # Settings

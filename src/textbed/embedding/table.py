@@ -314,8 +314,9 @@ class Table(FrontEnd):
         if self.frozen:
             return table.weight.detach()
         if table.max_norm is not None:
-            with torch.no_grad():
-                torch.embedding_renorm_(table.weight, batch.ids, table.max_norm, table.norm_type)
+            # Through .data, of which autograd hears nothing: a batch that is looked up twice finds its rows
+            # short enough the second time, so what the first has kept for its gradient still holds.
+            torch.embedding_renorm_(table.weight.data, batch.ids, table.max_norm, table.norm_type)
         return table.weight
 
     def _look_up(self, batch: TokenBatch) -> Tensor:
