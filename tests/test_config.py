@@ -213,7 +213,7 @@ def test_what_a_class_gives_its_base_itself_is_no_key():
     "given",
     [
         ["embedding.gradient=lazy", "optimizer=adamw", "trainer.gradient_clip_val=1.0"],
-        ["embedding.gradient=lazy", "optimizer=adam", "+optimizer.fused=true", "embedding.weight_decay=0.1"],
+        ["embedding.gradient=lazy", "optimizer=adam", "optimizer.fused=true", "embedding.weight_decay=0.1"],
         ["embedding.gradient=sparse", "optimizer=adagrad", "trainer=ddp_sim"],
         ["embedding.gradient=auto", "embedding.scale_grad_by_freq=true", "trainer=fsdp"],
     ],
@@ -448,7 +448,7 @@ MISTAKES = {
         ["embedding.gradient=lazy", "RMSprop", "optimizer=adamw", "embedding.gradient=dense"],
     ),
     "sparse and fused": (
-        ["embedding.gradient=sparse", "optimizer=adagrad", "+optimizer.fused=true"],
+        ["embedding.gradient=sparse", "optimizer=adagrad", "optimizer.fused=true"],
         ["optimizer.fused=true", "sparse", "optimizer.fused=null"],
     ),
     "sparse with decay": (
