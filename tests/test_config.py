@@ -444,7 +444,12 @@ MISTAKES = {
         ["embedding.gradient=sparse", "Adam", "optimizer=sgd", "embedding.gradient=lazy"],
     ),
     "lazy with another optimizer": (
-        ["embedding.gradient=lazy", "optimizer._target_=torch.optim.RMSprop", "~optimizer.betas"],
+        [
+            "embedding.gradient=lazy",
+            "optimizer._target_=torch.optim.RMSprop",
+            "~optimizer.betas",
+            "~optimizer.fused",
+        ],
         ["embedding.gradient=lazy", "RMSprop", "optimizer=adamw", "embedding.gradient=dense"],
     ),
     "sparse and fused": (

@@ -221,7 +221,7 @@ def test_the_config_builds_what_it_says():
     with hydra.initialize(version_base="1.3", config_path="../../configs"):
         settings = OmegaConf.to_container(hydra.compose("embedding/hashed").embedding)
     assert isinstance(settings, dict)
-    for key in ("vectors", "lr", "weight_decay"):
+    for key in ("vectors", "gradient", "lr", "weight_decay"):
         settings.pop(key)
     settings |= {"num_embeddings": V, "tokens": TOKENS, "padding_idx": PAD}
     model = hydra.utils.instantiate(settings)
