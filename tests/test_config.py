@@ -446,9 +446,9 @@ MISTAKES = {
     "lazy with another optimizer": (
         [
             "embedding.gradient=lazy",
+            "optimizer=sgd",
             "optimizer._target_=torch.optim.RMSprop",
-            "~optimizer.betas",
-            "~optimizer.fused",
+            "~optimizer.nesterov",
         ],
         ["embedding.gradient=lazy", "RMSprop", "optimizer=adamw", "embedding.gradient=dense"],
     ),

@@ -389,7 +389,7 @@ def test_the_config_builds_what_it_says():
     with hydra.initialize(version_base="1.3", config_path="../../configs"):
         settings = OmegaConf.to_container(hydra.compose("embedding/ngrams").embedding)
     assert isinstance(settings, dict)
-    for key in ("vectors", "case", "lr", "weight_decay"):
+    for key in ("vectors", "case", "gradient", "lr", "weight_decay"):
         settings.pop(key, None)
     settings |= {"num_embeddings": V, "tokens": TOKENS, "padding_idx": PAD}
     model = hydra.utils.instantiate(settings)
