@@ -1,5 +1,6 @@
 # Two commands on a fresh machine: `make quickstart` trains, `make test` tests. Both make the environment they need in
 # .venv, from the exact pins in constraints.txt, and do so again only when pyproject.toml or the pins change.
+# Two processes test, with one thread each: threads of two that share two cores wait for each other most of the time.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -9,10 +10,10 @@ quickstart: .venv/.base
 	$(BIN)/python train.py experiment=quickstart
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-fast: .venv/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 check: .venv/.dev
 	$(BIN)/ruff check .
