@@ -255,7 +255,10 @@ def _coverage(axes: Axes, coverage: Mapping[str, Mapping[str, Any]]) -> None:
         handles=handles, frameon=False, labelcolor=_INK, fontsize=9, ncols=len(handles), loc="lower left",
         bbox_to_anchor=(0, 1.0), borderaxespad=0.1, handlelength=1.2, columnspacing=1.2,
     )  # fmt: skip
-    axes.text(1.02, -0.85, "vector / row" if vectors else "row", va="center", fontsize=9, color=_GREY)
+    axes.annotate(  # in the line of the title: the legend below it may reach as far
+        "vector / row" if vectors else "row", (1.02, 1), xytext=(0, 24), xycoords="axes fraction",
+        textcoords="offset points", fontsize=9, color=_GREY,
+    )  # fmt: skip
     axes.set_title(
         "Coverage by split, of distinct tokens and of all", fontsize=10, color=_INK, loc="left", pad=24
     )
