@@ -232,6 +232,12 @@ def test_gradients_that_can_be(composed: Compose, given: list[str]):
         (["optimizer=adagrad"], True),
         (["optimizer=adagrad", "embedding.weight_decay=0.1"], False),
         (["optimizer=adam"], False),
+        (["optimizer=sgd", "trainer.gradient_clip_val=1.0"], False),
+        (
+            ["optimizer=sgd", "trainer.gradient_clip_val=1.0", "trainer.gradient_clip_algorithm=value"],
+            True,
+        ),
+        (["optimizer=sgd", "trainer.gradient_clip_val=0"], True),
     ],
 )
 def test_which_optimizers_leave_untouched_rows_alone(composed: Compose, given: list[str], alike: bool):
@@ -412,6 +418,43 @@ MISTAKES = {
         ["embedding=finetuned", "embedding.vectors=vectors.txt", "+embedding.train_missing=true"],
         ["embedding.train_missing=true", "embedding.train_missing=false", "embedding=frozen"],
     ),
+    "scale of zeros": (
+        ["embedding.init=zeros", "embedding.scale=0.1"],
+        ["embedding.scale=0.1", "embedding.init=zeros", "embedding.scale=null"],
+    ),
+    "scale of n-grams that are zeros": (
+        ["embedding=ngrams", "embedding.ngram_scale=0.1"],
+        ["embedding.ngram_scale=0.1", "embedding.ngram_init=zeros", "embedding.ngram_init=normal"],
+    ),
+    "norm of nothing": (
+        ["embedding.norm_type=1"],
+        ["embedding.norm_type=1", "embedding.max_norm=NUMBER", "embedding.norm_type=2.0"],
+    ),
+    "unseen words without vectors": (
+        ["embedding.unseen=unknown"],
+        ["embedding.unseen=unknown", "no file of vectors", "embedding.unseen=keep"],
+    ),
+    "no importance to append": (
+        ["embedding=hashed", "embedding.append_importance=true", "embedding.importance=false"],
+        ["embedding.append_importance=true", "nothing to append", "embedding.importance=true"],
+    ),
+    "hashed and frozen": (
+        ["embedding=hashed", "+embedding.trainable=false"],
+        ["embedding.trainable=false", "nothing pretrained to freeze", "embedding.trainable=true"],
+    ),
+    "activation of no layers": (
+        ["+head.dense_activation=tanh"],
+        ["head.dense_activation=tanh", "no layers", "head.dense=[300]", "head.dense_activation=relu"],
+    ),
+    "dropout of no layers": (
+        ["+head.dense_dropout=0.5"],
+        ["head.dense_dropout=0.5", "no layers", "head.dense=[300]", "head.dense_dropout=0.0"],
+    ),
+    "sparse n-grams beside frozen words": (
+        ["embedding=ngrams", "embedding.vectors=vectors.txt", "embedding.dim=null",
+         "embedding.trainable=false", "embedding.gradient=sparse"],
+        ["embedding.gradient=sparse", "Adam", "embedding.gradient=lazy"],
+    ),
     "two scales": (
         ["embedding.init=kaiming_normal", "embedding.scale=0.1"],
         ["embedding.scale=0.1", "embedding.init=kaiming_normal", "embedding.scale=null"],
@@ -531,6 +574,19 @@ MISTAKES = {
     ),
     "all words dropped": (["embedding.word_dropout=1.0"], ["embedding.word_dropout=1.0", "below 1"]),
     "negative noise": (["embedding.noise=-0.1"], ["embedding.noise=-0.1", "at least 0"]),
+    "noise over n-grams": (
+        ["embedding=ngrams", "+embedding.noise=0.1"],
+        ["embedding.noise=0.1", "n-grams", "embedding.noise=0"],
+    ),
+    **{
+        f"longest row of several processes, {given[-1]}": (
+            ["embedding.max_norm=3", *given],
+            ["embedding.max_norm=3", "several processes", "embedding.max_norm=null", "trainer.devices=1"],
+        )
+        for given in (
+            ["trainer=ddp_sim"], ["trainer=ddp"], ["trainer.devices=auto"], ["trainer.num_nodes=2"],
+        )
+    },
     "kind of weights": (["embedding.token_weights=tfidf"], ["token_weights=tfidf", "sif, idf, learned"]),
     "sif without sif": (
         ["embedding.sif_a=0.01", "embedding.token_weights=idf"],
@@ -567,6 +623,20 @@ def test_a_mistake_is_one_line_with_key_value_and_mend(
     line = line_of(composed, base, overrides)
     assert re.search(".*".join(re.escape(part) for part in parts), line), line
     assert len(line) < 450
+
+
+def test_the_gradient_of_what_stands_still_suits_every_optimizer(
+    composed: Compose, base: DictConfig, here: Path
+):
+    frozen = [
+        "embedding=frozen",
+        "embedding.vectors=vectors.txt",
+        "optimizer=adam",
+        "embedding.gradient=sparse",
+    ]
+    assert config.check(composed(*frozen)).embedding.gradient == "sparse"
+    with pytest.raises(UserError, match=r"embedding\.gradient=sparse"):
+        config.check(composed(*frozen, "embedding.token_weights=learned"))
 
 
 FILES = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import re
 import runpy
 import shlex
@@ -18,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from running import ROOT, Runs, on
 
-from textbed import command, config
+from textbed import command, config, schema
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = ("bash", "sh", "shell", "console")
@@ -113,6 +115,8 @@ def stand_in(key: str, value: Any, folder: Path) -> Any:
         return value
     path = folder / value.lstrip("/~")
     if key == "embedding.vectors":
+        if value == "corpus" and importlib.util.find_spec("gensim"):
+            return value  # no file: the run trains them
         width = int((re.search(r"(\d+)d\b", value) or [0, 100])[1])
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"word {' '.join(['0.5'] * width)}\n")
@@ -172,8 +176,41 @@ def test_training_commands(typed: Typed, tmp_path: Path, monkeypatch: pytest.Mon
             assert all(word.startswith(("resume=", *RESUME_MAY_CHANGE)) for word in job)
 
 
+def test_every_front_end_has_a_command() -> None:
+    shown = {
+        choice
+        for typed in ALL
+        if typed.page == "embedding.md"
+        for word in typed.words
+        if word.startswith("embedding=")
+        for choice in word.partition("=")[2].split(",")
+    }
+    assert shown == {path.stem for path in (ROOT / "configs" / "embedding").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
+def test_keys_that_a_page_names_exist(page: Path) -> None:
+    known = {field.name for field in dataclasses.fields(schema.EmbeddingConfig)} | {"json"}
+    assert set(re.findall(r"(?<![/.])\bembedding\.(\w+)(?=[=`.]| )", page.read_text())) <= known
+
+
+EXAMPLES = [
+    pytest.param("\n".join(lines), id=f"{page.name}: {lines[0]}"[:80])
+    for page in PAGES
+    for language, lines in blocks(page)
+    if language == "python"
+]
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_examples_hold(code: str) -> None:
+    assert "assert" in code
+    exec(code, {})
+
+
 def script_help(path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     monkeypatch.setattr(sys, "argv", [path, "--help"])
+    monkeypatch.syspath_prepend(str((ROOT / path).parent))  # as Python does for a script
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / path), run_name="__main__")
     assert not ended.value.code

@@ -722,6 +722,35 @@ def test_loggers_are_closed_where_the_report_fails(
     assert closed == [{"failed": True}]
 
 
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [("embedding_report", "make_report"), (None, "log_report"), ("pictures", "draw_confusion")],
+)
+def test_a_report_that_fails_fails_no_run(
+    owner: str | None,
+    name: str,
+    runs: Runs,
+    topics: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    before = []
+
+    def full(*args: Any, **more: Any) -> None:
+        (run,) = runs.made()
+        before.append(run.read_metrics())
+        raise MemoryError("Unable to allocate\n9 GiB")
+
+    monkeypatch.setattr(getattr(training, owner) if owner else training, name, full)
+    run = runs(*on(topics))
+    assert run.info()["status"] == "finished"
+    figures = run.read_metrics()
+    assert "seconds/report" in figures
+    assert "seconds/report" not in before[0]
+    assert before[0]["test/accuracy"] == figures["test/accuracy"]
+    assert "the report is not whole: MemoryError: Unable to allocate 9 GiB\n" in capfd.readouterr().err
+
+
 def test_an_error_of_ours_keeps_its_traceback(
     runs: Runs, topics: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

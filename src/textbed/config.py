@@ -10,7 +10,7 @@ import codecs
 import difflib
 import glob
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,7 @@ def check(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -> DictConfi
     values["embedding"] = _check_embedding(values["embedding"], chosen.get("embedding"))
     values["head"] = _check_head(values["head"])
     _check_gradient(values)
+    _check_max_norm(values)
     _check_numbers(values)
     _check_monitors(values)
     _check_class_weights(values["classifier"]["class_weights"])
@@ -460,6 +461,12 @@ def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]
         )
     _check_case(complete, vectors)
     if vectors is None:
+        if not complete["trainable"] and "vectors" not in takes.names and not takes.open:
+            raise wrong(
+                "embedding.trainable",
+                False,
+                "there is nothing pretrained to freeze; give embedding.trainable=true.",
+            )
         if not complete["trainable"] or option in PRETRAINED:
             raise UserError(_no_vectors(complete["trainable"]))
         for name in ("reduce", "remove_components"):
@@ -494,19 +501,46 @@ def _check_embedding(node: dict[str, Any], option: str | None) -> dict[str, Any]
 
 
 def _check_rows(node: dict[str, Any]) -> None:
-    """How the rows begin that have no vector."""
+    """How the rows begin that have no vector, and what is done to rows later."""
     if node["vectors"] is None and node.get("missing", "random") != "random":
         raise wrong(
             "embedding.missing",
             node["missing"],
             "without vectors no row misses one; give embedding.missing=random, and embedding.init for all.",
         )
-    if node.get("scale") is not None and node.get("init", "normal") not in ("normal", "uniform", "zeros"):
+    if node["vectors"] in (None, "corpus") and node["unseen"] != "keep":
+        raise wrong(
+            "embedding.unseen",
+            node["unseen"],
+            "there is no file of vectors that could know such words; give embedding.unseen=keep.",
+        )
+    if node.get("scale") is not None and node.get("init") == "zeros":
+        raise wrong(
+            "embedding.scale",
+            node["scale"],
+            "embedding.init=zeros has no scale; "
+            "give embedding.scale=null, or embedding.init=normal or uniform.",
+        )
+    if node.get("scale") is not None and node.get("init", "normal") not in ("normal", "uniform"):
         raise wrong(
             "embedding.scale",
             node["scale"],
             f"embedding.init={node['init']} has a scale of its own; "
             "give embedding.scale=null, or embedding.init=normal or uniform.",
+        )
+    usual = defaults(EmbeddingConfig)["norm_type"]
+    if node.get("norm_type", usual) != usual and node.get("max_norm") is None:
+        raise wrong(
+            "embedding.norm_type",
+            node["norm_type"],
+            f"no row is shortened; give embedding.max_norm=NUMBER as well, or embedding.norm_type={usual}.",
+        )
+    if node.get("append_importance") and not node.get("importance", True):
+        raise wrong(
+            "embedding.append_importance",
+            True,
+            "there is nothing to append with embedding.importance=false; "
+            "give embedding.importance=true, or embedding.append_importance=false.",
         )
 
 
@@ -541,8 +575,8 @@ def _check_what_learns(node: dict[str, Any], option: str | None, always: bool) -
             "with embedding.trainable=false the table never thaws; "
             "give embedding.trainable=true, or choose embedding=frozen.",
         )
-    if node.get("train_missing") or "word_ngrams" in node or node["token_weights"] == "learned":
-        return  # these learn beside a frozen table, in its parameter group
+    if _learns_beside(node):
+        return
     for name, reason in (
         ("lr", "a frozen table learns nothing"),
         ("weight_decay", "a frozen table must not shrink"),
@@ -555,6 +589,11 @@ def _check_what_learns(node: dict[str, Any], option: str | None, always: bool) -
                 f"{reason} (embedding.trainable=false); "
                 f"give embedding.{name}=null, or choose embedding=finetuned.",
             )
+
+
+def _learns_beside(node: Mapping[str, Any]) -> bool:
+    """Whether something learns beside a frozen table, in its parameter group."""
+    return bool(node.get("train_missing") or "word_ngrams" in node or node["token_weights"] == "learned")
 
 
 def _check_ngrams(node: Mapping[str, Any]) -> None:
@@ -578,6 +617,13 @@ def _check_ngrams(node: Mapping[str, Any]) -> None:
             "there are no n-grams then; give embedding.word_ngrams=2, or embedding.min_char and "
             "embedding.max_char, or choose embedding=random.",
         )
+    if node["ngram_scale"] is not None and node["ngram_init"] == "zeros":
+        raise wrong(
+            "embedding.ngram_scale",
+            node["ngram_scale"],
+            "embedding.ngram_init=zeros has no scale; "
+            "give embedding.ngram_scale=null, or embedding.ngram_init=normal or uniform.",
+        )
 
 
 def _check_effects(node: Mapping[str, Any]) -> None:
@@ -587,6 +633,12 @@ def _check_effects(node: Mapping[str, Any]) -> None:
     if node["token_weights"] != "sif" and sif_a != usual:
         raise wrong(
             "embedding.sif_a", sif_a, "no token has such a weight; give embedding.token_weights=sif as well."
+        )
+    if node["noise"] and "word_ngrams" in node:
+        raise wrong(
+            "embedding.noise",
+            node["noise"],
+            "noise is of the words' rows alone, and n-grams are averaged with these; give embedding.noise=0.",
         )
     if node["pull"] and node["vectors"] is None:
         raise wrong(
@@ -646,9 +698,17 @@ def _check_head(node: dict[str, Any]) -> dict[str, Any]:
         "head", HeadConfig, {name: value for name, value in node.items() if name in known}
     )
     width = Rule((int,), minimum=1)
-    dense = complete["dense"]
+    dense, usual = complete["dense"], defaults(HeadConfig)
     if dense is not None and not (dense and all(width.holds(one) for one in dense)):
         raise wrong("head.dense", dense, "expected a list of widths, such as [300, 300], or null.")
+    for name in ("dense_activation", "dense_dropout"):
+        if dense is None and complete[name] != usual[name]:
+            raise wrong(
+                f"head.{name}",
+                complete[name],
+                "there are no layers above the head; "
+                f"give head.dense=[300] as well, or head.{name}={usual[name]}.",
+            )
     return complete
 
 
@@ -677,8 +737,10 @@ def _width_of_vectors(vectors: str, dim: int | None) -> int:
 
 
 def _check_gradient(values: Mapping[str, Any]) -> None:
-    gradient = values["embedding"]["gradient"]
-    if gradient in ("sparse", "lazy"):
+    node = values["embedding"]
+    gradient = node["gradient"]
+    still = is_ours(node["_target_"]) and not node["trainable"] and not _learns_beside(node)
+    if gradient in ("sparse", "lazy") and not still:
         problem = no_sparse_gradient(values, gradient)
         if problem is not None:
             raise UserError(problem)
@@ -731,7 +793,7 @@ def _no_shared_gradient(trainer: Mapping[str, Any], given: str, dense: str) -> s
         return f"{given}: the GPU of an Apple computer has no sparse gradients; give {dense}, or trainer=cpu."
     if re.search("fsdp|deepspeed|model_?parallel", name):
         return f"{given}: trainer.strategy={name} cannot divide sparse gradients; give {dense}."
-    alone = trainer.get("devices", 1) in (1, "1") and trainer.get("num_nodes", 1) == 1 and "ddp" not in name
+    alone = _is_alone(trainer) and "ddp" not in name
     if not alone and accelerator != "cpu" and own.get("process_group_backend") != "gloo":
         return (
             f"{given}: NCCL, through which GPUs share gradients, has no sparse ones; "
@@ -740,9 +802,35 @@ def _no_shared_gradient(trainer: Mapping[str, Any], given: str, dense: str) -> s
     return None
 
 
+def _is_alone(trainer: Mapping[str, Any]) -> bool:
+    """Whether there is one process for certain: ``auto``, Lightning's default, may be several GPUs."""
+    devices = trainer.get("devices", "auto")
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
+        devices = len(devices)  # numbers of the devices
+    elif devices == "auto" and trainer.get("accelerator") in ("cpu", "mps"):
+        devices = 1
+    return devices in (1, "1") and trainer.get("num_nodes", 1) == 1
+
+
+def _check_max_norm(values: Mapping[str, Any]) -> None:
+    """Each process shortens the rows of its own batch alone, so that their tables would no longer be one."""
+    embedding, trainer = values["embedding"], values["trainer"]
+    if embedding.get("max_norm") is not None and embedding["trainable"] and not _is_alone(trainer):
+        raise wrong(
+            "embedding.max_norm",
+            embedding["max_norm"],
+            "several processes would each shorten other rows, and their tables drift apart; "
+            "give embedding.max_norm=null, or trainer.devices=1 trainer.num_nodes=1.",
+        )
+
+
 def is_alike(values: Mapping[str, Any]) -> bool:
-    """Whether the optimizer leaves alone what has a gradient of zero: lazy and dense are then the same."""
-    optimizer = values["optimizer"]
+    """Whether lazy and dense updates are the same to the last bit: rows with a gradient of zero stay as they
+    are, and no norm is taken over all rows or over the touched ones, whose squares add up otherwise.
+    """
+    optimizer, trainer = values["optimizer"], values["trainer"]
+    if trainer.get("gradient_clip_val") and trainer.get("gradient_clip_algorithm") in ("norm", None):
+        return False
     decay = values["embedding"]["weight_decay"]
     decay = optimizer.get("weight_decay") if decay is None else decay
     kind = optimizer["_target_"].rpartition(".")[2]

@@ -321,7 +321,9 @@ class EmbeddingConfig:
     sif_a: float = key(1e-3, above=0)
     """The share of the training tokens at which a token's `sif` weight is one half."""
     pull: float = key(0.0, minimum=0)
-    """Strength of an L2 pull of the rows in a batch back to their pretrained vectors."""
+    """Strength of an L2 pull of the rows in a batch back to their pretrained vectors; a row in one of the k
+    batches or processes of a step is pulled 1/k as hard. Over n-grams it pulls the row of a word that stands
+    alone, character n-grams included."""
     missing: str = key("random", choices=("random", "zeros", "mean", "shared"))
     """Rows without a pretrained vector: drawn as `init` says, zeros, the vectors' mean, or one for all."""
     train_missing: bool = key(False)

@@ -17,6 +17,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class, instantiate
 from lightning.pytorch.callbacks import Checkpoint, LambdaCallback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from omegaconf import DictConfig, OmegaConf
 
@@ -176,7 +177,7 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
                 )
 
     with timing.phase("model"):
-        model, coverage = build_model(cfg, data)
+        model, covered = build_model(cfg, data)
         _keep_data(folder, data, resumed)
         loggers = make_loggers(cfg.logger, folder, _steps_seen(checkpoint) if resumed else None)
         # Without our checkpoints there are to be none, not Lightning's own.
@@ -196,7 +197,7 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
             write_text(folder.config_file, OmegaConf.to_yaml(cfg))  # with what changed, for the next resume
     if is_rank_zero():
         notes = [reused, f"going on from {checkpoint}" if checkpoint else None]
-        show_overview(_overview(cfg, data, model, trainer, coverage, notes))
+        show_overview(_overview(cfg, data, model, trainer, covered, notes))
 
     try:
         log_settings(loggers, OmegaConf.to_container(cfg), new=not resumed)  # type: ignore[arg-type]
@@ -206,11 +207,11 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
             folder.update(phase="test")
             trainer.test(model, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
         memory = peak_memory()  # of training and test: what looks at them comes after
+        figures = _figures(folder, model, trainer, best)
+        folder.write_metrics(figures | timing.figures() | memory)  # whatever becomes of what follows
         with timing.phase("report"):
-            figures = _figures(folder, model, trainer, best)
-            _leave_results(cfg, folder, data, model)
-            table = _report_on_table(cfg, folder, data, model, best) if is_rank_zero() else None
-            log_report(loggers, folder.pictures, table.tables() if table else {})
+            _write_predictions(folder, data, model)
+            table = _report(cfg, folder, data, model, best, loggers)
         figures |= timing.figures() | memory
         folder.write_metrics(figures)
     except BaseException:
@@ -512,7 +513,7 @@ def _overview(
     data: TextDataModule,
     model: TextClassifier,
     trainer: pl.Trainer,
-    coverage: str | None,
+    covered: str | None,
     notes: Sequence[str | None],
 ) -> Overview:
     splits = {}
@@ -540,7 +541,7 @@ def _overview(
         steps_per_epoch=len(data.train_dataloader()),
         epochs=trainer.max_epochs,
         multilabel=data.corpus.multilabel,
-        vectors=coverage,
+        vectors=covered,
         notes=[
             *data.notes,
             *_sparse_tables(cfg, model.embedding),
@@ -631,13 +632,16 @@ def _figures(
     return figures | {"epochs": trainer.current_epoch, "steps": trainer.global_step}
 
 
-def _leave_results(cfg: DictConfig, folder: RunFolder, data: TextDataModule, model: TextClassifier) -> None:
-    """Predictions by document, and pictures."""
-    classes = data.corpus.classes
+def _write_predictions(folder: RunFolder, data: TextDataModule, model: TextClassifier) -> None:
     if model.predictions is not None:
         said = model.predictions
         predicted = said.probabilities > 0.5 if data.corpus.multilabel else said.probabilities.argmax(axis=1)
-        folder.write_predictions("test", said.rows, said.labels, predicted, said.probabilities, classes)
+        folder.write_predictions(
+            "test", said.rows, said.labels, predicted, said.probabilities, data.corpus.classes
+        )
+
+
+def _draw(cfg: DictConfig, folder: RunFolder, model: TextClassifier) -> None:
     if not is_rank_zero():
         return
     if folder.record_file.exists():
@@ -647,9 +651,29 @@ def _leave_results(cfg: DictConfig, folder: RunFolder, data: TextDataModule, mod
             figure=_monitor(model.trainer),
             title=cfg.name,
         )
-    if model.confusion is not None and not data.corpus.multilabel and model.predictions is not None:
+    if model.confusion is not None and not model.multilabel and model.predictions is not None:
         path = folder.pictures / "confusion_matrix.png"
-        pictures.draw_confusion(model.confusion, classes, path, title=f"{cfg.name}: test")
+        pictures.draw_confusion(model.confusion, model.class_names, path, title=f"{cfg.name}: test")
+
+
+def _report(
+    cfg: DictConfig,
+    folder: RunFolder,
+    data: TextDataModule,
+    model: TextClassifier,
+    best: Path | None,
+    loggers: Sequence[Logger],
+) -> TableReport | None:
+    """What a person looks at: pictures, and what training did to the table. A run does not fail for it."""
+    table = None
+    try:
+        _draw(cfg, folder, model)
+        table = _report_on_table(cfg, folder, data, model, best) if is_rank_zero() else None
+        log_report(loggers, folder.pictures, table.tables() if table else {})
+    except Exception as error:  # of memory, disk or drawing: figures and checkpoints are there
+        reason = " ".join(str(error).split())
+        say(f"the report is not whole: {type(error).__name__}{f': {reason}' if reason else ''}")
+    return table
 
 
 def _report_on_table(
@@ -674,7 +698,12 @@ def _report_on_table(
     trained = {name: weights.get(f"embedding.{name}") for name in front_end.state_dict()}
     for name, value in front_end.state_dict().items():
         if trained[name] is None or trained[name].shape != value.shape:
-            say("no report on the table: it lies in parts, and there is no checkpoint of the whole")
+            say(
+                f"no report on the table: built again it is not as large as in {best.name}: the file of "
+                "vectors has changed since the run began"
+                if best
+                else "no report on the table: it lies in parts, and there is no checkpoint of the whole"
+            )
             return None
     report = embedding_report.make_report(
         front_end,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from running import threads_restored
 from torch import nn
 
 from textbed.batch import TokenBatch
@@ -423,3 +424,20 @@ def test_settings_of_the_table_train_as_those_of_embedding(settings, mode):
     train(plain, lambda: kept.reduce(plain(kept.ids), mode))
     torch.testing.assert_close(table.table.weight, plain.weight)
     assert (plain.weight - begin).abs().max() > 0.1
+
+
+def test_threads_add_the_weights_gradient_up_in_the_same_order_every_time():
+    """40,000 tokens are enough for torch to divide them among threads; 11 weights, so that these meet."""
+    random = torch.Generator().manual_seed(0)
+    batch = TokenBatch(
+        torch.randint(1, V, (40_000,), generator=random).int(), torch.arange(0, 40_001, 400).int()
+    )
+    module = effects(learn_weights=True)
+    grad_N = torch.randn(40_000, generator=random)
+    with threads_restored():
+        torch.set_num_threads(2)
+        first, *others = [
+            torch.autograd.grad(module.prepare(batch).weights, module.log_weights, grad_N)[0]
+            for _ in range(6)
+        ]
+    assert all(torch.equal(first, other) for other in others)

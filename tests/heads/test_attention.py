@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from head_reference import LENGTHS, D, V, assert_same, make_batch
+from running import threads_restored
 from torch.utils.flop_counter import FlopCounterMode
 
 from textbed.embedding.table import Table
@@ -150,3 +151,36 @@ def test_multiply_adds_are_torchs_and_the_reductions(head, reductions):
 def test_settings_that_cannot_be(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [Attention(D, 4, 1), Attention(D, 4, 3, overlap=1.0), LabelAttention(D, C, 3)],
+    ids=["attention", "queries", "labels"],
+)
+def test_threads_add_gradients_up_in_the_same_order_every_time(head):
+    """40,000 tokens are enough for torch to divide them among threads, in 20 documents that these share."""
+    batch, table = make_batch([2000] * 20), Table(V, D, scale=1.0)
+    grad_BH = torch.randn(20, head.out_dim, generator=torch.Generator().manual_seed(1))
+    parameters = [*head.parameters(), *table.parameters()]
+
+    def gradients():
+        result = (head(batch, table) * grad_BH).sum() + (head.penalty() or 0)
+        return torch.autograd.grad(result, parameters)
+
+    with threads_restored():
+        torch.set_num_threads(2)
+        first, *others = [gradients() for _ in range(4)]
+    for other in others:
+        assert all(map(torch.equal, first, other))
+
+
+def test_threads_add_a_softmax_up_in_the_same_order_every_time():
+    """The gradient of a document's sum is a sum over its tokens, which is where the order could differ."""
+    batch = make_batch([5000] * 8)
+    scores = torch.randn(40_000, 3, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    grad = torch.randn(40_000, 3, generator=torch.Generator().manual_seed(3))
+    with threads_restored():
+        torch.set_num_threads(2)
+        first, *others = [torch.autograd.grad(softmax(scores, batch), scores, grad)[0] for _ in range(6)]
+    assert all(torch.equal(first, other) for other in others)

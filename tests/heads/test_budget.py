@@ -48,6 +48,14 @@ def test_nothing_fits():
     assert widest(lambda width: 10 * width, 9) is None
 
 
+@pytest.mark.parametrize(
+    "sizes", [lambda width: 10, lambda width: min(width, 20), lambda width: 100 // width]
+)
+def test_parameters_that_do_not_grow_have_no_widest(sizes):
+    with pytest.raises(ValueError, match=r"gives .* parameters, no more than one of"):
+        widest(sizes, 200)
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_every_head_keeps_to_its_parameters(name):
     """One more unit of width would be too much: parameters by unit are what the next wider head has more."""

@@ -367,3 +367,18 @@ def test_vectors_that_are_gone_fail_no_run(
     assert run.info()["status"] == "finished"
     assert f"no report on the table: {file}: there is no such vectors file" in capfd.readouterr().err
     assert not run.embedding_file.exists()
+
+
+def test_vectors_that_changed_fail_no_run(
+    runs: Runs, vectors: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train = write_csv(runs.folder / "train.csv", documents(60))
+    test = write_csv(runs.folder / "test.csv", [("zebra sail", "boats"), ("owl zebra", "birds")])
+    file = runs.folder / "changed.txt"
+    file.write_text(vectors.read_text() + "zebra 1 2 3 4 5 6 7 8\n")
+    monkeypatch.setattr(TextClassifier, "on_test_end", lambda self: file.write_text(vectors.read_text()))
+    wanted = ["embedding=frozen", f"embedding.vectors='{file}'", "embedding.dim=null"]
+    run = runs(*on(train, f"data.path={{train: '{train}', test: '{test}'}}", *wanted))
+    assert run.info()["status"] == "finished"
+    assert "not as large as in best.ckpt: the file of vectors has changed" in capfd.readouterr().err
+    assert not run.embedding_file.exists()

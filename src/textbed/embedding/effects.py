@@ -64,14 +64,16 @@ class Effects(FrontEnd):
             drawn for each token of each document. It is on the row before its weight: a token that weighs
             little brings little of it, and a dropped row none. Sums and means draw once for a document what
             the noise of its tokens adds up to, so (N, D) is not made; several modes of pooling side by side
-            draw for themselves. What a front end adds of its own, such as n-grams, bears none.
+            draw for themselves. Not for n-grams: a mean of these divides by more than the tokens, and a
+            maximum is not that of the tokens' rows; the check of a configuration refuses both together.
         weights: (V,), a factor on the row of each token; a mean still divides by the number of tokens, not by
             the sum of their weights. A maximum of weighted rows makes (N, D).
         learn_weights: train weights, as model2vec does, which begin as ``weights``, above 0, or else as 1.
             They are kept as their logarithms: one number a token, in the same parameter group as the table,
             whose weight decay draws them to 1. Noise does not teach them.
         pull: strength of an L2 pull of rows back to where they began (L2-SP, Li et al. 2018,
-            arXiv:1802.01483); see ``penalty``.
+            arXiv:1802.01483); see ``penalty``. A row is what ``forward`` gives a token that stands alone:
+            over n-grams the mean of its own row and its character n-grams'.
         pulled: (V,) bool, which rows it acts on; None means all.
 
     Raises:
@@ -133,7 +135,8 @@ class Effects(FrontEnd):
         if self.training and self.row_dropout:
             factors_N.append(self._row_factors(batch.ids))
         if self.log_weights is not None:
-            factors_N.append(self.log_weights[batch.ids].exp())
+            # Not log_weights[ids], whose gradient threads of the CPU add up in an order that is up to chance.
+            factors_N.append(self.log_weights.index_select(0, batch.ids).exp())
         elif self.token_weights is not None:
             factors_N.append(self.token_weights[batch.ids])
         if factors_N:
@@ -173,7 +176,10 @@ class Effects(FrontEnd):
         w0 is what a row began as; dropped words are of the batch all the same. The gradient of a row is
         ``pull`` * (w - w0) in every step that has the row in its batch, and nothing in the others: weight
         decay of that strength, but towards w0 instead of zero, and of touched rows alone. Like weight decay
-        it does not depend on the number of documents.
+        it does not depend on the number of documents of the batch.
+
+        Lightning averages the loss over accumulated batches and over processes: with k of them in a step, a
+        row that is in one of these alone is pulled 1/k as hard, one that is in all of them in full.
         """
         if not self.pull:
             return None

@@ -44,6 +44,9 @@ class FrontEnd(nn.Module):
     """D, the width of a row."""
     padding_idx: int | None = None
     """The id that stands for no token; heads do not see it wherever it comes in a document."""
+    row_by_id: bool = False
+    """Whether a token's row follows from its id and weight alone, in training too: a head may then look alike
+    tokens up once. What stands around a token, or chance, must play no part in it or its gradient."""
 
     @property
     def fixed(self) -> bool:
@@ -243,6 +246,8 @@ class Table(FrontEnd):
             weight[without] = 0
         self.register_buffer("alias", alias)
         self.register_buffer("slot", slot)
+        # Not where it counts how often a token comes in the batch.
+        self.row_by_id = not scale_grad_by_freq
         self.table = nn.Embedding.from_pretrained(
             weight,
             freeze=not trainable,

@@ -26,8 +26,9 @@ _SHORT = 1e-3
 def softmax(scores_NQ: Tensor, batch: TokenBatch) -> Tensor:
     """Weights (N, Q) that sum to 1 over each document, for each query; in float32 at least."""
     scores, documents = wide(scores_NQ), batch.documents
-    exponents = (scores - batch.reduce(scores.detach(), "max")[documents]).exp()
-    return exponents / batch.reduce(exponents, "sum")[documents]
+    exponents = (scores - batch.reduce(scores.detach(), "max").index_select(0, documents)).exp()
+    # Not sums[documents], whose gradient threads of the CPU add up in an order that is up to chance.
+    return exponents / batch.reduce(exponents, "sum").index_select(0, documents)
 
 
 def weighted_sums(values_ND: Tensor, weights_NQ: Tensor, batch: TokenBatch) -> Tensor:

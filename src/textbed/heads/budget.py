@@ -8,13 +8,19 @@ from collections.abc import Callable
 def widest(count: Callable[[int], int], most: int) -> int | None:
     """The largest width, from 1 up, of which ``count`` is not above ``most``; None where that of 1 is.
 
-    ``count`` says how many parameters a width gives, must grow with it, and is asked 2 log2(width) times.
+    ``count`` says how many parameters a width gives, and is asked 2 log2(width) times.
+
+    Raises:
+        ValueError: twice the width does not give more parameters, so that no width would be the largest.
     """
-    if count(1) > most:
+    size = count(1)
+    if size > most:
         return None
     below, above = 1, 2
-    while count(above) <= most:
-        below, above = above, 2 * above
+    while (larger := count(above)) <= most:
+        if larger <= size:
+            raise ValueError(f"a width of {above} gives {larger:,} parameters, no more than one of {below}")
+        size, below, above = larger, above, 2 * above
     while above - below > 1:
         middle = (below + above) // 2
         below, above = (middle, above) if count(middle) <= most else (below, middle)
