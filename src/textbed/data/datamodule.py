@@ -22,6 +22,7 @@ from textbed.data.loading import (
     WithoutTokens,
     make_loader,
 )
+from textbed.data.shuffling import shuffle_key
 from textbed.data.words import WordTokenizer
 
 
@@ -70,6 +71,14 @@ class TextDataModule(pl.LightningDataModule):
 
     def _use(self, encoded: encoding.Encoded) -> None:
         self.tokenizer, self.encoded = encoded
+        if self.data.shuffle_words:
+            self.encoded = {
+                name: [
+                    texts.shuffled(shuffle_key(self.data.shuffle_seed, number))
+                    for number, texts in enumerate(columns)
+                ]
+                for name, columns in self.encoded.items()
+            }
         for counts in ("train_counts", "train_document_counts"):  # of another vocabulary
             self.__dict__.pop(counts, None)
         self.sets = {
@@ -122,6 +131,11 @@ class TextDataModule(pl.LightningDataModule):
             notes.append(f"validation is cut from the training documents: {self.data.validation:.0%} of them")
         if "validation" not in self.sets:
             notes.append("no validation split: the last epoch is tested, not the best")
+        if self.data.shuffle_words:
+            notes.append(
+                "the tokens of every document stand in a random order, the same in every run "
+                f"(data.shuffle_seed={self.data.shuffle_seed})"
+            )
         if self.added_words:
             notes.append(
                 f"+{self.added_words:,} words with a vector that only the validation or test text has"
@@ -130,7 +144,10 @@ class TextDataModule(pl.LightningDataModule):
 
     @property
     def fingerprint(self) -> str:
-        """A hash that changes whenever a document, its label or its split does; the same on every machine."""
+        """A hash that changes whenever a document, its label or its split does; the same on every machine.
+
+        Shuffled tokens do not change it: they are the same documents, and runs with and without compare.
+        """
         digest = hashlib.blake2b(digest_size=16)
         for name, part in self.splits.items():
             source = self.corpus.splits[part.split]

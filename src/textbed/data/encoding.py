@@ -34,6 +34,7 @@ import pyarrow.compute as pc
 
 from textbed.data import subwords
 from textbed.data.characters import CODE_POINTS, CharacterSettings, CharacterTokenizer, split_characters
+from textbed.data.shuffling import shuffled
 from textbed.data.subwords import SubwordSettings, SubwordTokenizer
 from textbed.data.vocabulary import (
     Tokenizer,
@@ -149,13 +150,27 @@ class EncodedTexts:
     """One text column of one split as ids of the table's rows."""
 
     def __init__(
-        self, column: Column, remap: np.ndarray | None, unk_id: int, drop_unknown: bool = False
+        self,
+        column: Column,
+        remap: np.ndarray | None,
+        unk_id: int,
+        drop_unknown: bool = False,
+        shuffle: int | None = None,
     ) -> None:
-        """``remap`` maps provisional ids to rows, int32; None where the stored ids are the rows already."""
+        """``remap`` maps provisional ids to rows, int32; None where the stored ids are the rows already.
+
+        ``shuffle`` is the key of the random order in which each document's tokens stand, see ``shuffling``;
+        None leaves them as they are.
+        """
         self.column = column
         self.remap = remap
         self.unk_id = unk_id
         self.drop_unknown = drop_unknown
+        self.shuffle = shuffle
+
+    def shuffled(self, key: int) -> EncodedTexts:
+        """The same texts, the tokens of each in the random order of ``key``. Nothing is read or copied."""
+        return EncodedTexts(self.column, self.remap, self.unk_id, self.drop_unknown, key)
 
     @property
     def num_rows(self) -> int:
@@ -167,14 +182,21 @@ class EncodedTexts:
         if not self.drop_unknown:
             return np.diff(self.column.offsets)
         blocks = self.column.blocks(np.arange(self.num_rows))
-        return np.concatenate([np.zeros(0, np.int64), *(np.diff(self.gather(block)[1]) for block in blocks)])
+        counts = (np.diff(self._ids(*self.column.take(block))[1]) for block in blocks)
+        return np.concatenate([np.zeros(0, np.int64), *counts])
 
     def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of B rows end to end, (N,) int32, and where each row starts, (B + 1,) int64.
 
         Rows may come in any order and more than once. Raises IndexError for a row that is not there.
         """
-        tokens, starts = self.column.take(np.asarray(rows, np.int64))
+        rows = np.asarray(rows, np.int64)
+        tokens, starts = self.column.take(rows)
+        if self.shuffle is not None:  # before any is dropped: those left then stand the same way round
+            tokens = shuffled(tokens, starts, rows, self.shuffle)
+        return self._ids(tokens, starts)
+
+    def _ids(self, tokens: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ids = np.array(tokens) if self.remap is None else self.remap.take(tokens)
         return without(ids, starts, self.unk_id) if self.drop_unknown else (ids, starts)
 
