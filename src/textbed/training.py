@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,7 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
 
     with timing.phase("model"):
         model, covered = build_model(cfg, data)
+        work = multiply_adds(model, data)
         _keep_data(folder, data, resumed)
         loggers = make_loggers(cfg.logger, folder, _steps_seen(checkpoint) if resumed else None)
         # Without our checkpoints there are to be none, not Lightning's own.
@@ -197,7 +199,7 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
             write_text(folder.config_file, OmegaConf.to_yaml(cfg))  # with what changed, for the next resume
     if is_rank_zero():
         notes = [reused, f"going on from {checkpoint}" if checkpoint else None]
-        show_overview(_overview(cfg, data, model, trainer, covered, notes))
+        show_overview(_overview(cfg, data, model, trainer, work, covered, notes))
 
     try:
         log_settings(loggers, OmegaConf.to_container(cfg), new=not resumed)  # type: ignore[arg-type]
@@ -207,7 +209,9 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
             folder.update(phase="test")
             trainer.test(model, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
         memory = peak_memory()  # of training and test: what looks at them comes after
-        figures = _figures(folder, model, trainer, best)
+        figures = _figures(folder, model, trainer, best) | {
+            f"multiply_adds/{part}": number for part, number in work.items()
+        }
         folder.write_metrics(figures | timing.figures() | memory)  # whatever becomes of what follows
         with timing.phase("report"):
             _write_predictions(folder, data, model)
@@ -415,6 +419,35 @@ def build_head(node: Mapping[str, Any], dim: int, num_classes: int, seed: int) -
     return of_width(width)
 
 
+def multiply_adds(model: TextClassifier, data: TextDataModule) -> dict[str, float]:
+    """Multiply-adds of each part in a forward pass over a training document, on average; for pairs over both.
+
+    What is counted stands at ``Head.multiply_adds`` and ``FrontEnd.multiply_adds``; the classifier's are its
+    product of matrices. Documents are as they are read from the split, with nothing dropped in training and
+    nothing reused. A part whose class does not say is left out, and ``all`` with it.
+    """
+    train = data.splits["train"]
+    lengths = np.concatenate([column.lengths[train.rows] for column in data.encoded[train.split]])
+    distinct, often = np.unique(lengths[lengths > 0], return_counts=True)
+    repeated = list(zip(distinct.tolist(), often.tolist(), strict=True))
+    counts = torch.from_numpy(data.train_counts)
+    none, pools = torch.zeros_like(counts), model.head.pools
+    # Sums over documents and tokens: a document of each length does for all, however many there are.
+    parts: dict[str, Callable[[], int]] = {
+        "embedding": lambda: (
+            sum(n * model.embedding.multiply_adds([length], none, pools) for length, n in repeated)
+            + model.embedding.multiply_adds([], counts, pools)
+        ),
+        "head": lambda: sum(n * model.head.multiply_adds([length]) for length, n in repeated),
+        "classifier": lambda: len(train.rows) * model.linear.weight.numel(),
+    }
+    work = {}
+    for name, total in parts.items():
+        with contextlib.suppress(NotImplementedError):
+            work[name] = total() / len(train.rows)
+    return work | {"all": sum(work.values())} if len(work) == len(parts) else work
+
+
 def _set_gradient(cfg: DictConfig, data: TextDataModule, embedding: FrontEnd) -> bool:
     """Make the tables give the gradients that ``embedding.gradient`` says.
 
@@ -513,6 +546,7 @@ def _overview(
     data: TextDataModule,
     model: TextClassifier,
     trainer: pl.Trainer,
+    work: Mapping[str, float],
     covered: str | None,
     notes: Sequence[str | None],
 ) -> Overview:
@@ -535,7 +569,10 @@ def _overview(
         class_counts={name: int(count) for name, count in zip(data.corpus.classes, counts, strict=True)},
         tokenizer=cfg.tokenizer.kind,
         vocabulary=len(data.tokenizer),
-        parts={name: _size(part) for name, part in parts.items()},
+        parts={
+            name: dataclasses.replace(_size(part), multiply_adds=work.get(name))
+            for name, part in parts.items()
+        },
         device=_device(trainer),
         precision=str(trainer.precision),
         steps_per_epoch=len(data.train_dataloader()),

@@ -31,7 +31,7 @@ def test_overview() -> None:
         class_counts={"neg": 7500, "pos": 15000},
         tokenizer="words",
         vocabulary=80_001,
-        parts={"embedding": PartSummary(8_000_100, 0), "classifier": PartSummary(202, 202)},
+        parts={"embedding": PartSummary(8_000_100, 0), "classifier": PartSummary(202, 202, 200.0)},
         device="cpu",
         precision="32-true",
         steps_per_epoch=352,
@@ -46,8 +46,9 @@ def test_overview() -> None:
     assert rows["train"][1:] == ["22,500", "5,175,000", "230.0", "0", "%", "3"]
     assert rows["validation"][1:] == ["2,500", "575,000", "230.0", "10.0", "%", "0"]
     assert rows["test"][1:] == ["0", "0", "-", "-", "0"]
-    assert rows["embedding"][1:] == ["8,000,100", "0"]
-    assert rows["all"][1:] == ["8,000,302", "202"]
+    assert rows["embedding"][1:] == ["8,000,100", "0", "-"]
+    assert rows["classifier"][1:] == ["202", "202", "200"]
+    assert rows["all"][1:] == ["8,000,302", "202", "-"]
     assert "imdb [gru]" in text
     assert "80,001 rows" in text
     assert "2; largest 'pos' 66.7 %, smallest 'neg' 33.3 %" in text

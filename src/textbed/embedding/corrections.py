@@ -5,6 +5,7 @@ Shape letters: B documents, N tokens of all of them, V rows of the table, D widt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from textbed.batch import Reduction, TokenBatch
-from textbed.embedding.table import Table
+from textbed.embedding.table import Table, sums_among
 from textbed.errors import UserError
 
 
@@ -62,6 +63,21 @@ class Adapted(Table):
         if mode == "max":
             return batch.reduce(self(batch), mode)
         return super().pool(batch, mode) + self.coefficients.pool(batch, mode) @ self.directions
+
+    def multiply_adds(
+        self, lengths: Sequence[int], counts: Tensor, pools: Sequence[Reduction] | None = None
+    ) -> int:
+        """As of :class:`FrontEnd`: A B of each token, or of each document's sum of A (a reduction)."""
+        products = _products(lengths, pools) * self.directions.numel()
+        sums = sums_among(pools) * sum(lengths) * len(self.directions)
+        return super().multiply_adds(lengths, counts, pools) + products + sums
+
+
+def _products(lengths: Sequence[int], pools: Sequence[Reduction] | None) -> int:
+    """How often a linear layer is applied that comes after sums and means, but before all else."""
+    sums = sums_among(pools)
+    others = 1 if pools is None else len(pools) - sums
+    return sums * len(lengths) + others * sum(lengths)
 
 
 class Projected(Table):
@@ -128,3 +144,10 @@ class Projected(Table):
         if mode == "mean":
             total_B1 = total_B1 / counts_B1.clamp(min=1)
         return pooled_BD + total_B1 * self.projection.bias
+
+    def multiply_adds(
+        self, lengths: Sequence[int], counts: Tensor, pools: Sequence[Reduction] | None = None
+    ) -> int:
+        """As of :class:`FrontEnd`: P of each token, or of each document's sum."""
+        products = _products(lengths, pools) * self.projection.weight.numel()
+        return super().multiply_adds(lengths, counts, pools) + products

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -188,6 +189,12 @@ class Effects(FrontEnd):
         ids_U = (present_V & self.pulled).nonzero().squeeze(1)
         moved_UD = self.inner(_each_alone(ids_U)) - self.initial[ids_U]
         return self.pull / 2 * moved_UD.float().square().sum()
+
+    def multiply_adds(
+        self, lengths: Sequence[int], counts: Tensor, pools: Sequence[Reduction] | None = None
+    ) -> int:
+        """Those of the front end inside: what acts on its rows is done to one value at a time."""
+        return self.inner.multiply_adds(lengths, counts, pools)
 
     def extra_repr(self) -> str:
         settings = ("word_dropout", "row_dropout", "noise", "pull")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from textbed.batch import Reduction, TokenBatch
-from textbed.embedding.table import FrontEnd, Initialisation, Table
+from textbed.embedding.table import FrontEnd, Initialisation, Table, sums_among
 from textbed.errors import UserError
 
 MOST_HASHES = 8
@@ -124,6 +124,14 @@ class Hashed(FrontEnd):
             return pooled_BD
         assert self.importance is not None
         return torch.cat([pooled_BD, self.importance.pool(batch, mode)], dim=1)
+
+    def multiply_adds(
+        self, lengths: Sequence[int], counts: Tensor, pools: Sequence[Reduction] | None = None
+    ) -> int:
+        """As of :class:`FrontEnd`: each token is a sum of K rows, which is one with that of the document."""
+        hashes, sums = self.rows.shape[1], sums_among(pools)
+        others = 1 if pools is None else len(pools) - sums
+        return (others * hashes + sums * (hashes - 1)) * sum(lengths) * self.table.dim
 
     def _shared(self, batch: TokenBatch) -> TokenBatch:
         """The documents as rows of the table, K for each token, and what these are multiplied by."""

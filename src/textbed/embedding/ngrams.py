@@ -180,6 +180,16 @@ class NGrams(FrontEnd):
             counts_B = counts_B + _begins(self._count_characters(batch.ids))[batch.offsets].diff()
         return total_BD / counts_B.clamp(min=1).unsqueeze(1)
 
+    def multiply_adds(
+        self, lengths: Sequence[int], counts: Tensor, pools: Sequence[Reduction] | None = None
+    ) -> int:
+        """As of :class:`FrontEnd`: each token is a mean of its own row and those of its n-grams, which are
+        reduced with the document's where the head pools."""
+        ngrams = int((counts * self.char_counts).sum())
+        for words in range(2, self.word_ngrams + 1):
+            ngrams += sum(max(length - words + 1, 0) for length in lengths)
+        return self.dim * (sum(lengths) + ngrams if pools is None else len(pools) * ngrams)
+
     def _maximum(self, batch: TokenBatch, ngrams: TokenBatch) -> Tensor:
         most_BD = self.words.pool(batch, "max")
         parts = [ngrams]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -78,6 +78,22 @@ class FrontEnd(nn.Module):
     def penalty(self, batch: TokenBatch) -> Tensor | None:
         """What the loss of a training batch has besides that of its documents; None for nothing."""
         return None
+
+    def multiply_adds(
+        self, lengths: Sequence[int], counts: Tensor, pools: Sequence[Reduction] | None = None
+    ) -> int:
+        """Multiply-adds of the forward pass over documents of so many tokens, each at least 1, counted as
+        ``Head.multiply_adds`` does: none for a lookup.
+
+        It is a sum over documents and over tokens. Nothing is left out in them, as in training there may be.
+
+        Args:
+            lengths: of the documents.
+            counts: (V,) how often each token occurs in them.
+            pools: the modes in which the head asks for ``pool``, once each; the reduction of rows (D wide) is
+                the head's to count. None where it reads rows.
+        """
+        raise NotImplementedError
 
 
 class Table(FrontEnd):
@@ -303,6 +319,15 @@ class Table(FrontEnd):
             learnt_BD = learnt_BD / batch.lengths.clamp(min=1).unsqueeze(1)
         return self._pool(batch, mode) + learnt_BD
 
+    def multiply_adds(
+        self, lengths: Sequence[int], counts: Tensor, pools: Sequence[Reduction] | None = None
+    ) -> int:
+        if self.slot is None or pools is None:
+            return 0
+        slot = self.slot if self.alias is None else self.slot.index_select(0, self.alias)
+        # What ``learnt`` has of the documents is reduced by itself.
+        return sums_among(pools) * int(counts[slot > 0].sum()) * self.table.embedding_dim
+
     def aliased(self, batch: TokenBatch) -> TokenBatch:
         """The batch with one id for all words that share a row; itself where none do."""
         if self.alias is None:
@@ -343,6 +368,11 @@ class Table(FrontEnd):
 
     def extra_repr(self) -> str:
         return f"trainable={self.table.weight.requires_grad}"
+
+
+def sums_among(pools: Sequence[Reduction] | None) -> int:
+    """How many of the reductions a linear layer may follow instead of going before: sums and means."""
+    return sum(mode != "max" for mode in pools or ())
 
 
 def _initial_rows(

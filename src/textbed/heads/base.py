@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from textbed.batch import TokenBatch
+from textbed.batch import Reduction, TokenBatch
 from textbed.embedding.table import FrontEnd
 
 
@@ -52,12 +52,20 @@ class Head(nn.Module):
         """(B, H) from ``fixed_part``."""
         raise NotImplementedError
 
+    @property
+    def pools(self) -> Sequence[Reduction] | None:
+        """The modes in which it asks the front end to ``pool``, once each; None where it reads rows."""
+        return None
+
     def multiply_adds(self, lengths: Sequence[int]) -> int:
         """Multiply-adds of the forward pass over documents of so many tokens, each at least 1.
 
         Counted are the products of matrices, a multiplication and the addition that follows it as one, and
         one for every value that a reduction over tokens reads. Lookups, activations and all else that is
-        done to one value at a time are not.
+        done to one value at a time are not. It is a sum over documents, each counted as if it came alone: a
+        word that comes again is worked on again.
+
+        A head that has the front end pool counts one for every value of its rows (D wide) all the same.
         """
         raise NotImplementedError
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from textbed.batch import TokenBatch
+from textbed.batch import Reduction, TokenBatch
 from textbed.embedding.table import FrontEnd
 from textbed.errors import UserError, nearest
 from textbed.heads.base import Head
@@ -77,6 +77,10 @@ class Layered(Head):
 
     def penalty(self) -> Tensor | None:
         return self.head.penalty()
+
+    @property
+    def pools(self) -> Sequence[Reduction] | None:
+        return self.head.pools
 
     def multiply_adds(self, lengths: Sequence[int]) -> int:
         layers = sum(layer.weight.numel() for layer in self.layers if isinstance(layer, nn.Linear))

@@ -59,11 +59,15 @@ class Pooling(FixedHead):
 
     def forward(self, batch: TokenBatch, embedding: FrontEnd) -> Tensor:
         """(B, H): what each mode makes of each document, in the order of ``modes``."""
-        if "min" not in self.modes:
-            return torch.cat([embedding.pool(batch, cast(Reduction, mode)) for mode in self.modes], dim=1)
+        if self.pools is not None:
+            return torch.cat([embedding.pool(batch, mode) for mode in self.pools], dim=1)
         batch = batch.without(embedding.padding_idx)
         rows_ND = embedding(batch)
         return torch.cat([_reduce(batch, rows_ND, mode) for mode in self.modes], dim=1)
+
+    @property
+    def pools(self) -> Sequence[Reduction] | None:
+        return None if "min" in self.modes else cast(list[Reduction], self.modes)
 
     def multiply_adds(self, lengths: Sequence[int]) -> int:
         return sum(lengths) * self.out_dim

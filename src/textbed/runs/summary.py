@@ -37,6 +37,8 @@ class PartSummary:
 
     all: int
     trainable: int
+    multiply_adds: float | None = None
+    """Of a forward pass over a training document, on average; None where a part does not say."""
 
 
 @dataclass(frozen=True)
@@ -106,16 +108,24 @@ def show_overview(overview: Overview, file: IO[str] | None = None) -> None:
         )
     out.print(splits)
 
-    parts = _table(None, "part", "parameters", "trainable")
+    parts = _table(None, "part", "parameters", "trainable", "multiply-adds a document")
     for name, part in overview.parts.items():
-        parts.add_row(escape(name), f"{part.all:,}", f"{part.trainable:,}")
+        parts.add_row(escape(name), *_numbers(part))
+    each = list(overview.parts.values())
+    work = [part.multiply_adds for part in each if part.multiply_adds is not None]
     total = PartSummary(
-        sum(part.all for part in overview.parts.values()),
-        sum(part.trainable for part in overview.parts.values()),
+        sum(part.all for part in each),
+        sum(part.trainable for part in each),
+        sum(work) if len(work) == len(each) else None,
     )
     parts.add_section()
-    parts.add_row("all", f"{total.all:,}", f"{total.trainable:,}")
+    parts.add_row("all", *_numbers(total))
     out.print(parts)
+
+
+def _numbers(part: PartSummary) -> tuple[str, str, str]:
+    work = "-" if part.multiply_adds is None else f"{part.multiply_adds:,.0f}"
+    return f"{part.all:,}", f"{part.trainable:,}", work
 
 
 def show_result(
