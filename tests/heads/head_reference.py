@@ -25,7 +25,7 @@ def make_batch(lengths: list[int]) -> TokenBatch:
 def assert_same(head: Head, plain: Callable[[Tensor], Tensor], lengths: list[int] = LENGTHS) -> None:
     """The head gives what ``plain`` makes of each document's rows (n, D) -> (H,), and the same gradients.
 
-    Checked in double precision, with weights on the tokens; empty documents give zeros.
+    In training and evaluation, in double precision, with weights on the tokens; empty documents give zeros.
     """
     torch.manual_seed(2)
     head = head.double()
@@ -41,6 +41,8 @@ def assert_same(head: Head, plain: Callable[[Tensor], Tensor], lengths: list[int
         ]
     )
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():  # evaluation takes ways of its own
+        torch.testing.assert_close(head.eval()(batch, table), expected, rtol=1e-9, atol=1e-9)
     factors = torch.randn(len(lengths), head.out_dim, dtype=torch.double)
     parameters = [p for p in [*head.parameters(), *table.parameters()] if p.requires_grad]
     torch.testing.assert_close(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from head_reference import LENGTHS, D, V, assert_same, make_batch
+from plain_heads import plain_of
 from running import threads_restored
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -37,12 +37,7 @@ def test_half_precision_is_summed_in_float32(dtype, queries):
 def test_weighted_mean_against_one_document_at_a_time():
     torch.manual_seed(0)
     head = WeightedMean(D)
-
-    def plain(rows):
-        weights = head.score(rows).sigmoid()
-        return (weights * rows).sum(0) / weights.sum(0)
-
-    assert_same(head, plain)
+    assert_same(head, plain_of(head))
 
 
 def test_a_weighted_mean_of_weights_that_vanish_is_a_mean():
@@ -56,11 +51,7 @@ def test_a_weighted_mean_of_weights_that_vanish_is_a_mean():
 def test_attention_against_one_document_at_a_time(hidden, queries):
     torch.manual_seed(0)
     head = Attention(D, hidden, queries)
-
-    def plain(rows):
-        return (head.score(rows).softmax(0).t() @ rows).flatten()
-
-    assert_same(head, plain)
+    assert_same(head, plain_of(head))
     assert len(list(head.parameters())) == (1 if hidden is None else 2)
 
 
@@ -93,20 +84,7 @@ def test_label_attention_against_one_document_at_a_time(window):
     torch.manual_seed(0)
     head = LabelAttention(D, C, window)
     torch.nn.init.normal_(head.bias, std=0.1)
-    reach = window // 2
-
-    def plain(rows):
-        cosine = F.cosine_similarity(rows.unsqueeze(1), head.labels, dim=2)  # (n, C)
-        scores = []
-        for token in range(len(rows)):
-            near = head.bias
-            for place in range(window):
-                if 0 <= token + place - reach < len(rows):
-                    near = near + head.window[place] * cosine[token + place - reach]
-            scores.append(near.relu().max())
-        return torch.stack(scores).softmax(0) @ rows
-
-    assert_same(head, plain)
+    assert_same(head, plain_of(head))
 
 
 def test_rows_of_zeros_have_no_direction_and_a_small_gradient():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import itertools
 from pathlib import Path
 
 import hydra
@@ -9,8 +12,10 @@ import pytest
 import torch
 from hydra.utils import get_class
 from omegaconf import open_dict
+from torch import nn
 
 from textbed.errors import UserError
+from textbed.heads.attention import Attention
 from textbed.heads.budget import widest
 from textbed.training import build_head
 
@@ -19,9 +24,14 @@ HEADS = sorted(path.stem for path in (CONFIGS / "head").glob("*.yaml"))
 D = 6
 
 
-def config_of(name, **changes):
+@functools.cache
+def composed(name):
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose(f"head/{name}").head
+        return hydra.compose(f"head/{name}").head
+
+
+def config_of(name, **changes):
+    config = copy.deepcopy(composed(name))
     with open_dict(config):
         config.update(changes)
     return config
@@ -67,8 +77,33 @@ def test_every_head_keeps_to_its_parameters(name):
             build_head(config, D, 3, seed=0)
         return
     head = build_head(config, D, 3, seed=0)
-    assert 0.9 * most < size(head) <= most
+    assert size(head) <= most < size(wider(head, name))
     assert all(parameter.device.type == "cpu" for parameter in head.parameters())
+
+
+def wider(head, name):
+    """The head of that file with one unit more of what its budget widens."""
+    cls = get_class(config_of(name)["_target_"])
+    if cls.width is None:
+        dense = [layer.out_features + 1 for layer in head.layers if isinstance(layer, nn.Linear)]
+        return build_head(config_of(name, dense=dense), D, 3, seed=0)
+    unit = {"maps": len(config_of(name).get("widths", "1"))}.get(cls.width, 1)
+    unit *= 2 if config_of(name).get("bidirectional") else 1
+    if cls.width == "hidden" and issubclass(cls, Attention):  # its width is not that of what it returns
+        return build_head(config_of(name, hidden=head.score[0].out_features + 1), D, 3, seed=0)
+    return build_head(config_of(name, **{cls.width: head.out_dim // unit + 1}), D, 3, seed=0)
+
+
+@pytest.mark.parametrize("most", [3_000, 50_000])
+def test_heads_of_one_budget_are_equal_to_within_a_unit(most):
+    """Whatever the two are: each lies below the budget by less than a unit of its own width adds."""
+    sizes, units = {}, {}
+    for name in ("cnn", "bigru", "lstm", "mingru", "dan", "attention"):
+        head = build_head(config_of(name, parameters=most), D, 3, seed=0)
+        sizes[name], units[name] = size(head), size(wider(head, name)) - size(head)
+    for one, other in itertools.combinations(sizes, 2):
+        assert abs(sizes[one] - sizes[other]) < max(units[one], units[other]), (one, other)
+    assert len(set(sizes.values())) > 3
 
 
 def test_a_budget_is_exact():

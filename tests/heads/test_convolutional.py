@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from head_reference import LENGTHS, D, V, assert_same, make_batch
+from plain_heads import plain_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,16 +33,7 @@ def test_against_one_document_at_a_time(widths, lengths):
     torch.manual_seed(0)
     head = Convolutional(D, widths, 4)
     assert head.out_dim == 4 * len(widths)
-
-    def plain(rows):
-        parts = []
-        for weight, bias in zip(head.weights, head.bias.split(4), strict=True):
-            border = len(weight) - 1
-            maps = F.conv1d(rows.t().unsqueeze(0), weight.permute(2, 1, 0), bias, padding=border)
-            parts.append(maps.squeeze(0).relu().amax(1))
-        return torch.cat(parts)
-
-    assert_same(head, plain, lengths)
+    assert_same(head, plain_of(head), lengths)
 
 
 @pytest.mark.parametrize("width", [1, 3])

@@ -10,13 +10,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import hydra
+import lightning.pytorch as pl
 import pytest
 import torch
+from head_reference import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_heads import plain_of
 from torch import Tensor, nn
 
 from textbed.batch import TokenBatch
+from textbed.classifier import TextClassifier
 from textbed.embedding.table import FrontEnd, Table
 from textbed.heads.base import Head
 from textbed.training import build_head
@@ -30,14 +34,16 @@ ORDERLESS = {
     *("sum", "mean", "max", "min", "mean_max", "power", "logsumexp", "random_projection"),
     *("weighted", "attention", "self_attention", "dan"),
 }
+# Heads with parameters, of which none is trained.
+DRAWN = {"random_projection", "random_lstm", "esn"}
 
 
-def make_head(name: str, seed: int = 0) -> Head:
+def make_head(name: str, seed: int = 0, dim: int = D) -> Head:
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose(f"head/{name}").head
     if config.get("hidden", 0) and config.hidden > 512:
         config.hidden = 32  # the random ones of thousands: minutes of work, and no other code
-    return build_head(config, D, C, seed)
+    return build_head(config, dim, C, seed)
 
 
 def make_batch(documents: list[list[int]]) -> TokenBatch:
@@ -53,17 +59,24 @@ def make_documents(lengths: list[int]) -> list[list[int]]:
 
 
 class Model:
-    """A front end and a head with weights of their own, in evaluation."""
+    """A front end, a head and a classifier with weights of their own, in evaluation."""
 
     def __init__(self, name: str, front_end: type[FrontEnd] = Table, seed: int = 0) -> None:
         torch.manual_seed(0)
         self.name = name
         self.embedding = front_end(V, D, padding_idx=PAD, scale=1.0)  # type: ignore[call-arg]
         self.head = make_head(name, seed).eval()
+        self.classifier = TextClassifier(self.embedding, self.head, C, dropout=0.5, seed=seed).eval()
 
     def __call__(self, documents: list[list[int]]) -> Tensor:
+        """What the head gives, (B, H)."""
         with torch.no_grad():
             return self.head(make_batch(documents), self.embedding)
+
+    def logits(self, documents: list[list[int]]) -> Tensor:
+        """(B, C)."""
+        with torch.no_grad():
+            return self.classifier(make_batch(documents))
 
 
 @pytest.fixture(scope="module", params=HEADS)
@@ -86,17 +99,19 @@ def test_there_are_heads():
 )
 def test_a_document_gets_the_same_in_any_company(model, lengths, size, shuffle):
     documents = make_documents(lengths)
-    together = model(documents)
-    assert together.shape == (len(documents), model.head.out_dim)
-    alone = torch.cat([model([document]) for document in documents])
-    torch.testing.assert_close(together, alone, **CLOSE)
-    order = list(range(len(documents)))
-    shuffle.shuffle(order)
-    torch.testing.assert_close(model([documents[i] for i in order]), together[order], **CLOSE)
-    parts = [model(documents[start : start + size]) for start in range(0, len(documents), size)]
-    torch.testing.assert_close(torch.cat(parts), together, **CLOSE)
-    by_length = sorted(range(len(documents)), key=lengths.__getitem__)
-    torch.testing.assert_close(model([documents[i] for i in by_length]), together[by_length], **CLOSE)
+    for say, width in ((model, model.head.out_dim), (model.logits, C)):
+        together = say(documents)
+        assert together.shape == (len(documents), width)
+        alone = torch.cat([say([document]) for document in documents])
+        torch.testing.assert_close(together, alone, **CLOSE)
+        order = list(range(len(documents)))
+        shuffle.shuffle(order)
+        torch.testing.assert_close(say([documents[i] for i in order]), together[order], **CLOSE)
+        parts = [say(documents[start : start + size]) for start in range(0, len(documents), size)]
+        torch.testing.assert_close(torch.cat(parts), together, **CLOSE)
+        for backwards in (False, True):  # from short to long, and from long to short
+            by_length = sorted(range(len(documents)), key=lengths.__getitem__, reverse=backwards)
+            torch.testing.assert_close(say([documents[i] for i in by_length]), together[by_length], **CLOSE)
 
 
 def test_padding_is_not_seen(model):
@@ -139,6 +154,30 @@ def test_what_is_saved_is_the_whole_head(model, tmp_path):
     assert torch.equal(again(documents), model(documents))
 
 
+def test_a_checkpoint_gives_the_same_logits(model, tmp_path):
+    """Saved as the trainer saves it, into a model from another seed: the same to the last bit."""
+    documents = make_documents([3, 0, 1, 60])
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    trainer.strategy.connect(model.classifier)
+    model.classifier.trainer = trainer
+    trainer.save_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    again = Model(model.name, seed=1)
+    assert not torch.equal(again.logits(documents), model.logits(documents))
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    again.classifier.load_state_dict(state)
+    assert torch.equal(again.logits(documents), model.logits(documents))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_against_a_plain_slow_reference(name):
+    """One document at a time, one token after the other where it is read so; one token, and the longest."""
+    torch.manual_seed(0)
+    head = make_head(name, dim=5)
+    assert_same(head, plain_of(head), [4, 0, 1, 30, 2])
+
+
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("trainable", [True, False])
 def test_gradients_reach_every_parameter_and_no_frozen_table(name, trainable):
@@ -156,6 +195,9 @@ def test_gradients_reach_every_parameter_and_no_frozen_table(name, trainable):
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
         assert parameter.grad.any(), key
+    trained = [parameter.requires_grad for parameter in head.parameters()]
+    assert (bool(trained) and not any(trained)) == (name in DRAWN)
+    assert name in DRAWN or all(trained)
     weight = embedding.table.weight
     if trainable:
         used = torch.zeros(V, dtype=torch.bool)
@@ -187,3 +229,26 @@ def test_a_front_end_with_nothing_but_forward_is_enough(name):
 
     documents = make_documents([3, 0, 1, 8])
     torch.testing.assert_close(Model(name, Plain)(documents), Model(name)(documents), **CLOSE)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_what_a_head_says_of_its_work(name):
+    """Multiply-adds are a sum over documents, and ``pools`` is what it asks of the front end."""
+    head = make_head(name)
+    apart = [head.multiply_adds([length]) for length in (4, 1, 30)]
+    assert head.multiply_adds([4, 1, 30, 1]) == sum(apart) + apart[1]
+    assert head.multiply_adds([]) == 0
+    assert 0 < apart[1] < apart[0] < apart[2]
+    asked: list[str] = []
+
+    class Recorder(Table):
+        def forward(self, batch):
+            asked.append("rows")
+            return super().forward(batch)
+
+        def pool(self, batch, mode):
+            asked.append(mode)
+            return super().pool(batch, mode)
+
+    head(make_batch(make_documents([3, 1])), Recorder(V, D, padding_idx=PAD))
+    assert asked == (["rows"] if head.pools is None else list(head.pools))

@@ -6,9 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from head_reference import LENGTHS, D, V, assert_same, make_batch
-from reader_reference import read_slowly
+from reader_reference import CELLS, plain_recurrent, weights_of
 from torch import nn
-from torch.func import functional_call
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,26 +18,6 @@ from textbed.errors import UserError
 from textbed.heads import recurrent
 from textbed.heads.reading import windows
 from textbed.heads.recurrent import Packed, Recurrent, pack, read_packed
-
-CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn_tanh": nn.RNNCell, "rnn_relu": nn.RNNCell}
-NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-
-
-def weights_of(layer, direction):
-    return {name: getattr(layer, f"{name}_l0{'_reverse' * direction}") for name in NAMES}
-
-
-def plain(head):
-    """The head by PyTorch's own cells."""
-
-    def step(layer, direction, value, state):
-        kind = {"nonlinearity": head.cell[4:]} if head.cell.startswith("rnn") else {}
-        cell = CELLS[head.cell](len(value), head.hidden, **kind)
-        before = state if state is None or head.cell == "lstm" else state[0]
-        after = functional_call(cell, weights_of(layer, direction), (value, before))
-        return after if head.cell == "lstm" else (after,)
-
-    return read_slowly(head, step)
 
 
 def make_head(cell="lstm", **settings):
@@ -65,7 +44,7 @@ def test_values_and_gradients_against_cells(cell, settings):
     head = make_head(cell, **settings)
     assert isinstance(head.layers[0], {"lstm": nn.LSTM, "gru": nn.GRU}.get(cell, nn.RNN))
     assert head.out_dim == (8 if settings.get("bidirectional") else 4)
-    assert_same(head, plain(head))
+    assert_same(head, plain_recurrent(head))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -230,10 +209,10 @@ def test_input_dropout_by_the_same_random_numbers(variational):
     else:
         dropped = torch.empty_like(rows).index_copy(0, tokens, F.dropout(rows[tokens], 0.3))
     assert 0 < (dropped == 0).float().mean() < 1
-    expected = [plain(head)(dropped[:3]), torch.zeros(4), plain(head)(dropped[3:])]
+    expected = [plain_recurrent(head)(dropped[:3]), torch.zeros(4), plain_recurrent(head)(dropped[3:])]
     torch.testing.assert_close(ours, torch.stack(expected), rtol=1e-5, atol=1e-6)
     head.eval()
-    torch.testing.assert_close(head(batch, table)[0], plain(head)(rows[:3]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(head(batch, table)[0], plain_recurrent(head)(rows[:3]), rtol=1e-5, atol=1e-6)
 
 
 # Long documents
@@ -321,7 +300,7 @@ def test_multiply_adds_are_those_of_the_cells_and_the_reductions(cell, settings,
     head = make_head(cell, **settings)
     with FlopCounterMode(display=False) as flops:
         for length in (4, 1, 9):
-            plain(head)(torch.randn(length, D))
+            plain_recurrent(head)(torch.randn(length, D))
     counted = flops.get_total_flops() / 2
     assert head.multiply_adds([4, 1, 9]) == counted + extra
 

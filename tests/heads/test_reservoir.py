@@ -5,24 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from head_reference import LENGTHS, D, V, assert_same, make_batch
-from reader_reference import read_slowly
+from reader_reference import FUNCTIONS, plain_echo_state
 
 from textbed.embedding.table import Table
 from textbed.errors import UserError
 from textbed.heads import reservoir
 from textbed.heads.reservoir import EchoState, spectral_radius
-
-FUNCTIONS = {"none": lambda values: values, "relu": torch.relu, "tanh": torch.tanh}
-
-
-def plain(head):
-    def step(layer, direction, value, state):
-        from_input, from_state = layer[2 * direction], layer[2 * direction + 1]
-        before = torch.zeros(head.hidden, dtype=value.dtype) if state is None else state[0]
-        new = FUNCTIONS[head.activation](from_input @ value + from_state @ before)
-        return ((1 - head.leak) * before + head.leak * new,)
-
-    return read_slowly(head, step)
 
 
 @pytest.mark.parametrize("activation", FUNCTIONS)
@@ -31,7 +19,7 @@ def plain(head):
 def test_values_and_what_the_table_gets(activation, leak, settings):
     torch.manual_seed(0)
     head = EchoState(D, 6, activation=activation, leak=leak, input_scale=1.0, **settings)
-    assert_same(head, plain(head))
+    assert_same(head, plain_echo_state(head))
 
 
 def test_evaluation_gives_what_training_does():
