@@ -23,7 +23,7 @@ def shuffle_key(seed: int, column: int) -> int:
 def shuffled(tokens: np.ndarray, starts: np.ndarray, rows: np.ndarray, key: int) -> np.ndarray:
     """The same tokens (N,), those of each document in a random order.
 
-    That order follows from ``key``, the document's row and how many tokens it has. 70,000 tokens take 4 ms.
+    That order follows from ``key``, the document's row and how many tokens it has. 70,000 tokens take 5 ms.
 
     Args:
         starts: (B + 1,) int64, where each document begins.
