@@ -374,6 +374,9 @@ class EmbeddingConfig:
     """Least characters of a character n-gram, the marks at both ends of a word included; null is none."""
     max_char: int | None = key(None, minimum=1)
     """Most characters of a character n-gram; null is none."""
+    ngram_dim: int | None = key(None, minimum=1)
+    """Width of an n-gram's row, reduced by itself and set beside the words'; null: as wide as a word's, and
+    both are reduced together."""
     ngram_init: str = key("zeros", choices=("normal", "uniform", "zeros"))
     """How the rows of n-grams start."""
     ngram_scale: float | None = key(None, minimum=0)

@@ -102,3 +102,11 @@ def test_rows_that_lie_in_a_table_of_their_own_are_summed_by_themselves(missing)
 def test_one_that_does_not_say():
     with pytest.raises(NotImplementedError):
         FrontEnd().multiply_adds([1], COUNTS)
+
+
+def test_ngrams_beside_the_words_leave_these_alone():
+    embedding = front_end("ngrams", V, D, **MORE["ngrams"], ngram_dim=2)
+    ngrams = 10 * 4 + 2 * 5 + 9
+    for pools in (READ, SUM, MAX):
+        assert embedding.multiply_adds(LENGTHS, COUNTS, pools) == 2 * ngrams
+    assert embedding.multiply_adds(LENGTHS, COUNTS, ["mean", "max"]) == 2 * 2 * ngrams

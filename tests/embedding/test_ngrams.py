@@ -27,6 +27,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "characters": {"word_ngrams": 1, "min_char": 2, "max_char": 4},
     "both": {"word_ngrams": 3, "min_char": 3, "max_char": 6},
     "only long": {"word_ngrams": 1, "min_char": 7, "max_char": 8},  # of most words there are none
+    "bigrams beside the words": {"word_ngrams": 2, "ngram_dim": 3},
+    "both beside the words": {"word_ngrams": 3, "min_char": 3, "max_char": 6, "ngram_dim": 3},
+    "only long beside the words": {"word_ngrams": 1, "min_char": 7, "max_char": 8, "ngram_dim": 3},
 }
 
 
@@ -87,13 +90,15 @@ def plain_char_ngrams(word: str, shortest: int, longest: int, buckets: int) -> l
 
 def features(
     model: NGrams, document: list[int], weights: list[Tensor] | None = None
-) -> list[tuple[int, Tensor]]:
-    """Each feature of a document: the token it belongs to, counted without padding, and its weighted row."""
+) -> tuple[list[Tensor], list[tuple[int, Tensor]]]:
+    """The weighted row of each word of a document without its padding, and that of each n-gram together with
+    the word it belongs to, counted from 0."""
     kept = [place for place, token in enumerate(document) if token != PAD]
     factors = [torch.tensor(1.0) if weights is None else weights[place] for place in kept]
     ids = [document[place] for place in kept]
     words, ngrams = model.words.table.weight, model.ngrams.table.weight
-    found = [(place, factors[place] * words[token]) for place, token in enumerate(ids)]
+    own = [factors[place] * words[token] for place, token in enumerate(ids)]
+    found = []
     for first, last, bucket in plain_word_ngrams(
         [TOKENS[token] for token in ids], model.word_ngrams, model.buckets
     ):
@@ -103,7 +108,7 @@ def features(
         for place, token in enumerate(ids):
             for bucket in plain_char_ngrams(TOKENS[token], model.min_char, model.max_char, model.buckets):
                 found.append((place, factors[place] * ngrams[bucket]))
-    return found
+    return own, found
 
 
 def parts_of(batch: TokenBatch) -> list[tuple[list[int], list[Tensor] | None]]:
@@ -114,28 +119,40 @@ def parts_of(batch: TokenBatch) -> list[tuple[list[int], list[Tensor] | None]]:
     ]
 
 
+def reduced_by_hand(rows: list[Tensor], mode: str, width: int) -> Tensor:
+    if not rows:
+        return torch.zeros(width)
+    stack = torch.stack(rows)
+    return stack.amax(0) if mode == "max" else getattr(stack, mode)(0)
+
+
+def beside_by_hand(model: NGrams, own: list[Tensor], ngrams: list[Tensor], mode: str, words: str) -> Tensor:
+    """Words and n-grams reduced together, or each by itself: the words as ``words`` says."""
+    if not model.beside:
+        return reduced_by_hand(own + ngrams, mode, D)
+    parts = reduced_by_hand(own, words, D), reduced_by_hand(ngrams, mode, model.dim - D)
+    return torch.cat(parts)
+
+
 def pooled_by_hand(model: NGrams, batch: TokenBatch, mode: str) -> Tensor:
     rows = []
     for document, weights in parts_of(batch):
-        found = [row for _, row in features(model, document, weights)]
-        if not found:
-            rows.append(torch.zeros(D))
-        else:
-            stack = torch.stack(found)
-            rows.append(stack.amax(0) if mode == "max" else getattr(stack, mode)(0))
+        own, found = features(model, document, weights)
+        rows.append(beside_by_hand(model, own, [row for _, row in found], mode, mode))
     return torch.stack(rows)
 
 
 def rows_by_hand(model: NGrams, batch: TokenBatch) -> Tensor:
     rows = []
     for document, weights in parts_of(batch):
-        found = features(model, document)
+        words, found = features(model, document)
         place = 0
         for number, token in enumerate(document):
             if token == PAD:
-                rows.append(torch.zeros(D))
+                rows.append(torch.zeros(model.dim))
                 continue
-            row = torch.stack([row for owner, row in found if owner == place]).mean(0)
+            ngrams = [row for owner, row in found if owner == place]
+            row = beside_by_hand(model, [words[place]], ngrams, "mean", "sum")
             rows.append(row if weights is None else row * weights[number])
             place += 1
     return torch.stack(rows)
@@ -155,7 +172,7 @@ def test_pool_and_its_gradient_against_the_reference(name, mode, weighted):
     expected = pooled_by_hand(model, batch, mode)
     ours = model.pool(batch, mode)
     torch.testing.assert_close(ours, expected)
-    factors = torch.randn(len(batch), D)
+    factors = torch.randn(len(batch), model.dim)
     wanted = [*model.parameters(), *([batch.weights] if weighted else [])]
     torch.testing.assert_close(
         torch.autograd.grad((ours * factors).sum(), wanted),
@@ -176,7 +193,7 @@ def test_rows_of_tokens_and_their_gradient_against_the_reference(name, weighted)
     ours = model(batch)
     torch.testing.assert_close(ours, expected)
     assert not ours[batch.ids == PAD].any()
-    factors = torch.randn(len(batch.ids), D)
+    factors = torch.randn(len(batch.ids), model.dim)
     wanted = [*model.parameters(), *([batch.weights] if weighted else [])]
     torch.testing.assert_close(
         torch.autograd.grad((ours * factors).sum(), wanted),
@@ -187,7 +204,7 @@ def test_rows_of_tokens_and_their_gradient_against_the_reference(name, weighted)
 
 
 @pytest.mark.parametrize("mode", [*MODES, "rows"])
-@pytest.mark.parametrize("name", ["bigrams", "both"])
+@pytest.mark.parametrize("name", ["bigrams", "both", "both beside the words"])
 def test_gradients_against_finite_differences(name, mode):
     model = make(name, buckets=11).double()
     batch = batch_of([2, 3, 8], [], [5], [9, 10])
@@ -370,6 +387,7 @@ def test_sparse_gradients_are_the_dense_ones(mode):
         ({"max_char": 3}, r"embedding.max_char is given without embedding.min_char"),
         ({"min_char": 4, "max_char": 3}, r"min_char is 4 and embedding.max_char 3; expected 1 <= "),
         ({"min_char": 0, "max_char": 3}, r"min_char is 0 and"),
+        ({"ngram_dim": 0}, r"embedding.ngram_dim is 0; expected null or a width of at least 1"),
         ({"buckets": 0}, r"embedding.buckets is 0; expected 1 to 2147483647"),
         ({"buckets": 2**31}, r"embedding.buckets is 2147483648; expected 1 to"),
         ({"dim": None}, r"embedding.dim is null"),

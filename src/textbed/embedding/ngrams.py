@@ -36,12 +36,14 @@ class NGrams(FrontEnd):
     meet. No n-gram reaches from one document into the next.
 
     ``pool`` reduces words and n-grams together, all with the same say: a mean divides by the number of both.
-    A token's weight is a factor on its own row and on its character n-grams; a word n-gram has the mean of
-    its words' weights, which keeps their scale whatever it is.
+    With ``ngram_dim`` each is reduced by itself, and the n-grams' values stand beside the words': wide
+    pretrained rows then keep a mean of their own, and n-grams cost what narrow rows cost. A token's weight
+    is a factor on its own row and on its character n-grams; a word n-gram has the mean of its words'
+    weights, which keeps their scale whatever it is.
 
     Args:
         num_embeddings: V, rows of the table of words.
-        dim: D, width of a row; None takes the vectors' width.
+        dim: D, width of a word's row; None takes the vectors' width.
         tokens: (V,) the words.
         vectors, found, appended: pretrained rows of words, see :class:`Table`.
         trainable: whether training moves the words' rows. Those of the n-grams it always does.
@@ -49,6 +51,8 @@ class NGrams(FrontEnd):
         padding_idx: the word whose row is zero, is never trained, and is not counted.
         word_ngrams: most words of a word n-gram; 1 for none.
         min_char, max_char: least and most characters of a character n-gram, marks included; None for none.
+        ngram_dim: width of an n-gram's row, which then stands beside the words': ``forward`` and ``pool``
+            give D + ngram_dim values. None: n-grams are D wide too, and added to the words.
         buckets: rows that the n-grams share.
         ngram_init, ngram_scale: how those start, see :class:`Table`. From zeros an n-gram that training never
             saw says nothing; fastText's own start is uniform with a scale of 1 / D.
@@ -83,6 +87,7 @@ class NGrams(FrontEnd):
         word_ngrams: int = 2,
         min_char: int | None = None,
         max_char: int | None = None,
+        ngram_dim: int | None = None,
         buckets: int = 2_000_000,
         ngram_init: Initialisation = "zeros",
         ngram_scale: float | None = None,
@@ -106,6 +111,8 @@ class NGrams(FrontEnd):
                 "embedding.word_ngrams is 1 and embedding.max_char null: there are no n-grams; give one of "
                 "them, or choose embedding=random"
             )
+        if ngram_dim is not None and ngram_dim < 1:
+            raise UserError(f"embedding.ngram_dim is {ngram_dim}; expected null or a width of at least 1")
         if not 1 <= buckets < 2**31:
             raise UserError(f"embedding.buckets is {buckets}; expected 1 to {2**31 - 1}")
         # The words first: they get the random numbers that a plain table gets.
@@ -121,9 +128,10 @@ class NGrams(FrontEnd):
             padding_idx=padding_idx,
             sparse=sparse,
         )
-        self.dim = self.words.dim
+        self.beside = ngram_dim is not None
+        self.dim = self.words.dim + (ngram_dim or 0)
         self.padding_idx = padding_idx
-        self.ngrams = Table(buckets, self.dim, init=ngram_init, scale=ngram_scale, sparse=sparse)
+        self.ngrams = Table(buckets, ngram_dim or self.dim, init=ngram_init, scale=ngram_scale, sparse=sparse)
         self.word_ngrams, self.min_char, self.max_char, self.buckets = (
             word_ngrams,
             min_char,
@@ -144,17 +152,22 @@ class NGrams(FrontEnd):
     def forward(self, batch: TokenBatch) -> Tensor:
         """A row for each token, (N, D), times its weight: what a head reads that goes from word to word.
 
-        It is the mean of the word's row, its character n-grams and the word n-grams that end at it.
+        It is the mean of the word's row, its character n-grams and the word n-grams that end at it; with
+        ``ngram_dim`` the word's row and then the mean of its n-grams, zeros where it has none.
         """
         kept = batch.without(self.padding_idx)
         words = TokenBatch(kept.ids, kept.offsets)
         ngrams, counts_N = self._word_ngrams(words)
         rows_ND, characters = self._pool_ngrams(TokenBatch(ngrams.ids, _begins(counts_N)), words)
-        rows_ND = rows_ND + self.words(words)
+        own_ND = self.words(words)
+        if not self.beside:
+            rows_ND, counts_N = rows_ND + own_ND, counts_N + 1
         if characters is not None:
             rows_ND = rows_ND + bag.look_up(*characters)
             counts_N = counts_N + self._count_characters(words.ids)
-        rows_ND = rows_ND / (1 + counts_N).unsqueeze(1)
+        rows_ND = rows_ND / counts_N.clamp(min=1).unsqueeze(1)
+        if self.beside:
+            rows_ND = torch.cat([own_ND, rows_ND], dim=1)
         if kept.weights is not None:
             rows_ND = rows_ND * kept.weights.unsqueeze(1)
         if kept is batch:
@@ -164,34 +177,43 @@ class NGrams(FrontEnd):
         return rows_ND.new_zeros(batch.ids.shape[0], self.dim).index_put((places,), rows_ND)
 
     def pool(self, batch: TokenBatch, mode: Reduction) -> Tensor:
-        """The sum, mean or maximum of the rows of each document's words and n-grams, (B, D)."""
+        """The sum, mean or maximum of the rows of each document's words and n-grams, (B, D).
+
+        With ``ngram_dim`` that of its words and then that of its n-grams, zeros where it has none.
+        """
         batch = batch.without(self.padding_idx)
         ngrams, _ = self._word_ngrams(batch)
         if mode == "max":
             return self._maximum(batch, ngrams)
         total_BD, characters = self._pool_ngrams(ngrams, batch)
-        total_BD = total_BD + self.words.pool(batch, "sum")
+        words_BD = self.words.pool(batch, mode if self.beside else "sum")
+        if not self.beside:
+            total_BD = total_BD + words_BD
         if characters is not None:
             total_BD = total_BD + bag.pool(*characters, "sum")
-        if mode == "sum":
-            return total_BD
-        counts_B = batch.lengths + ngrams.lengths
-        if characters is not None:
-            counts_B = counts_B + _begins(self._count_characters(batch.ids))[batch.offsets].diff()
-        return total_BD / counts_B.clamp(min=1).unsqueeze(1)
+        if mode == "mean":
+            counts_B = ngrams.lengths if self.beside else ngrams.lengths + batch.lengths
+            if characters is not None:
+                counts_B = counts_B + _begins(self._count_characters(batch.ids))[batch.offsets].diff()
+            total_BD = total_BD / counts_B.clamp(min=1).unsqueeze(1)
+        return torch.cat([words_BD, total_BD], dim=1) if self.beside else total_BD
 
     def multiply_adds(
         self, lengths: Sequence[int], counts: Tensor, pools: Sequence[Reduction] | None = None
     ) -> int:
         """As of :class:`FrontEnd`: each token is a mean of its own row and those of its n-grams, which are
-        reduced with the document's where the head pools."""
+        reduced with the document's where the head pools. Beside the words there is no own row in it."""
         ngrams = int((counts * self.char_counts).sum())
         for words in range(2, self.word_ngrams + 1):
             ngrams += sum(max(length - words + 1, 0) for length in lengths)
-        return self.dim * (sum(lengths) + ngrams if pools is None else len(pools) * ngrams)
+        if pools is not None:
+            ngrams *= len(pools)
+        elif not self.beside:
+            ngrams += sum(lengths)
+        return self.ngrams.dim * ngrams
 
     def _maximum(self, batch: TokenBatch, ngrams: TokenBatch) -> Tensor:
-        most_BD = self.words.pool(batch, "max")
+        words_BD = self.words.pool(batch, "max")
         parts = [ngrams]
         if self.max_char is not None:
             rows, begins = self._characters(batch.ids)
@@ -199,11 +221,16 @@ class NGrams(FrontEnd):
             if weights is not None:
                 weights = _spread(weights, begins.diff(), rows.shape[0])
             parts.append(TokenBatch(rows, begins[batch.offsets], weights=weights))
-        for part in parts:
+        pooled = [(part.lengths > 0, self.ngrams.pool(part, "max")) for part in parts]
+        if not self.beside:
+            pooled.insert(0, (batch.lengths > 0, words_BD))
+        has_B, most_BD = pooled[0]
+        for part_has_B, part_BD in pooled[1:]:
             # A document may have none of these, and zeros are no maximum then.
-            part_BD = self.ngrams.pool(part, "max")
-            most_BD = torch.where((part.lengths > 0).unsqueeze(1), most_BD.maximum(part_BD), most_BD)
-        return most_BD
+            both_B1 = (has_B & part_has_B).unsqueeze(1)
+            either_BD = torch.where(part_has_B.unsqueeze(1), part_BD, most_BD)
+            has_B, most_BD = has_B | part_has_B, torch.where(both_B1, most_BD.maximum(part_BD), either_BD)
+        return torch.cat([words_BD, most_BD], dim=1) if self.beside else most_BD
 
     def _pool_ngrams(
         self, ngrams: TokenBatch, batch: TokenBatch
