@@ -326,22 +326,24 @@ def build_embedding(cfg: DictConfig, data: TextDataModule) -> tuple[FrontEnd, np
     takes = read_arguments(cfg.embedding._target_)
     if "trainable" not in takes.names and not takes.open:  # it always learns; see config
         own.pop("trainable", None)
+    given: dict[str, Any] = {}
     found = None
     if cfg.embedding.vectors is not None:
         matrix, found = _vectors(cfg, data)
         matrix = shaping.shape(matrix, found, appended=data.added_words, **_shaping(cfg))
-        own |= {"vectors": torch.from_numpy(matrix), "found": torch.from_numpy(found)}
-    own["num_embeddings"] = len(data.tokenizer)
+        given |= {"vectors": torch.from_numpy(matrix), "found": torch.from_numpy(found)}
+    given["num_embeddings"] = len(data.tokenizer)
     if "tokens" in takes.names:
-        own["tokens"] = data.tokenizer.tokens
+        given["tokens"] = data.tokenizer.tokens
     if "counts" in takes.names:
-        own["counts"] = torch.from_numpy(data.train_counts)
+        given["counts"] = torch.from_numpy(data.train_counts)
     if "appended" in takes.names:
-        own["appended"] = data.added_words
+        given["appended"] = data.added_words
     if own.get("padding_idx") == "auto":
         own["padding_idx"] = data.tokenizer.pad_id
     with seeded(cfg.seed, "embedding"):
-        embedding = instantiate(own)
+        # Not through OmegaConf, which looks at each of 10,000 tokens for seconds.
+        embedding = instantiate(own, _partial_=True)(**given)
     return _with_effects(embedding, cfg, data, found), found
 
 
