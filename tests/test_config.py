@@ -326,10 +326,13 @@ MISTAKES = {
     "no count": (["tokenizer.min_count=0"], ["tokenizer.min_count=0", "at least 1"]),
     "tokenizer's key": (["+tokenizer.lowrcase=true"], ["tokenizer.lowrcase", "'tokenizer.lowercase'"]),
     "frozen without vectors": (
-        ["embedding=frozen"],
+        ["embedding=frozen", "embedding.vectors=null"],
         ["embedding.vectors", "embedding.trainable=false", "embedding.vectors=FILE", "embedding=random"],
     ),
-    "fine-tuned without vectors": (["embedding=finetuned"], ["embedding.vectors", "embedding=random"]),
+    "fine-tuned without vectors": (
+        ["embedding=finetuned", "embedding.vectors=null"],
+        ["embedding.vectors", "embedding=random"],
+    ),
     "random with vectors": (
         ["embedding=random", "embedding.vectors=vectors.txt"],
         ["embedding.vectors=vectors.txt", "embedding=finetuned"],
@@ -460,8 +463,14 @@ MISTAKES = {
         ["embedding.scale=0.1", "embedding.init=kaiming_normal", "embedding.scale=null"],
     ),
     "initialisation": (["embedding.init=xavier"], ["embedding.init=xavier", "xavier_normal"]),
-    "thawed from nothing": (["embedding=thawed"], ["embedding.vectors", "embedding=random"]),
-    "two channels of nothing": (["embedding=multichannel", "embedding.dim=4"], ["embedding.vectors"]),
+    "thawed from nothing": (
+        ["embedding=thawed", "embedding.vectors=null"],
+        ["embedding.vectors", "embedding=random"],
+    ),
+    "two channels of nothing": (
+        ["embedding=multichannel", "embedding.vectors=null", "embedding.dim=4"],
+        ["embedding.vectors"],
+    ),
     "thawed that never was frozen": (
         ["embedding=thawed", "embedding.vectors=vectors.txt", "embedding.frozen_epochs=0"],
         ["embedding.frozen_epochs=0", "embedding.frozen_steps", "embedding=finetuned"],

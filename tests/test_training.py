@@ -335,8 +335,7 @@ def test_pairs_of_texts(runs: Runs) -> None:
 
 def test_vectors_trained_on_the_training_split(runs: Runs, topics: Path) -> None:
     """They need no file, are the same each time, and come from the training documents alone."""
-    pytest.importorskip("gensim")
-    wanted = on(topics, "embedding=frozen", "embedding.vectors=corpus", "embedding.dim=8", "test=false")
+    wanted = on(topics, "embedding=frozen", "embedding.dim=8", "test=false")
     tables, taken = [], []
     for more in ([], [], ["data.train_fraction=0.5"]):
         run = runs(*wanted, *more)

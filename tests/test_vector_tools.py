@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from textbed.errors import UserError
 SCRIPT = ROOT / "scripts" / "vectors.py"
 TABLE = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
 WORDS = [f"w{row}" for row in range(29)] + ["é"]
-needs_gensim = pytest.mark.skipif(importlib.util.find_spec("gensim") is None, reason="gensim is an extra")
 
 
 @pytest.fixture
@@ -44,7 +42,8 @@ def test_others_read_what_is_written(file, tmp_path):
     with safe_open(tmp_path / "v.safetensors", "numpy") as tensors:
         np.testing.assert_array_equal(tensors.get_tensor("vectors"), TABLE)
         assert json.loads(tensors.metadata()["words"]) == WORDS
-    gensim = pytest.importorskip("gensim")
+    import gensim
+
     vector_tools.convert(str(file), tmp_path / "v.txt")
     keyed = gensim.models.KeyedVectors.load_word2vec_format(str(tmp_path / "v.txt"))
     assert keyed.index_to_key == WORDS
@@ -107,7 +106,6 @@ def test_neighbours_are_those_of_the_largest_cosine(file, monkeypatch):
         vector_tools.neighbours(str(file), ["w3", "zzz"])
 
 
-@needs_gensim
 @pytest.mark.parametrize("method", ["word2vec", "fasttext"])
 def test_train_on_text_and_on_a_data_set(tmp_path, method):
     (tmp_path / "a.txt").write_text("The cat sat.\nA cat, the cat!\n" * 20)
@@ -120,7 +118,6 @@ def test_train_on_text_and_on_a_data_set(tmp_path, method):
     assert vectors.read(tmp_path / "d.txt", ["owl", "nest"])[1].all()
 
 
-@needs_gensim
 def test_fasttext_keeps_its_subwords_in_bin(tmp_path):
     (tmp_path / "a.txt").write_text("the cats and the dogs\n" * 20)
     vector_tools.train([tmp_path / "a.txt"], tmp_path / "v.bin", method="fasttext", dim=4, epochs=1)
@@ -128,7 +125,6 @@ def test_fasttext_keeps_its_subwords_in_bin(tmp_path):
     assert vectors.read(tmp_path / "v.bin", ["cats", "unseen"])[1].all()
 
 
-@needs_gensim
 @pytest.mark.parametrize(
     ("texts", "to", "more", "message"),
     [

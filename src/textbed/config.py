@@ -727,7 +727,6 @@ def _width_of_vectors(vectors: str, dim: int | None) -> int:
     if vectors == "corpus":
         from textbed.embedding.vectors import corpus
 
-        corpus.check_installed("embedding.vectors=corpus")
         return corpus.DIM if dim is None else dim
     from textbed.embedding.vectors import is_hub_id, peek
 

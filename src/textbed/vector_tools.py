@@ -226,7 +226,6 @@ def train(
         check_output(to)
     if bool(texts) == bool(data):
         raise UserError("train: give text files, or a data set with --data, and not both")
-    corpus.check_installed("train")
     if data:
         module, _ = _corpus(data)
         names = module.tokenizer.tokens

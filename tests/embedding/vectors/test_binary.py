@@ -56,7 +56,8 @@ def test_a_file_of_few_rows_is_not_taken_for_text(tmp_path):
 
 
 def test_agrees_with_gensim(tmp_path):
-    gensim = pytest.importorskip("gensim")
+    import gensim
+
     keyed = gensim.models.KeyedVectors(5)
     keyed.add_vectors(WORDS, TABLE)
     path = tmp_path / "vectors.bin"

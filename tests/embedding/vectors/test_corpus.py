@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 import pytest
 
 from textbed.embedding.vectors import corpus
 from textbed.errors import UserError
-
-needs_gensim = pytest.mark.skipif(importlib.util.find_spec("gensim") is None, reason="gensim is an extra")
 
 
 def documents():
@@ -23,7 +19,6 @@ def documents():
     yield np.zeros(0, np.int32)
 
 
-@needs_gensim
 def test_what_comes_together_lies_together_and_is_kept(tmp_path, monkeypatch):
     passes = []
 
@@ -48,7 +43,6 @@ def test_what_comes_together_lies_together_and_is_kept(tmp_path, monkeypatch):
     assert len(passes) == 2 * done
 
 
-@needs_gensim
 def test_long_documents_are_cut_not_dropped():
     long = ["rare", *["word"] * 10_000, "last", "last"]
     assert [len(part) for part in corpus.Corpus(lambda: [long])] == [10_000, 3]
@@ -56,13 +50,6 @@ def test_long_documents_are_cut_not_dropped():
     assert set(model.wv.index_to_key) == {"word", "last"}
 
 
-@needs_gensim
 def test_a_text_of_words_that_come_once_is_refused():
     with pytest.raises(UserError, match="no word of the text occurs 2 times"):
         corpus.train(lambda: [["a", "b"]])
-
-
-def test_without_gensim_the_command_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs gensim; install it with: pip install -e '\.\[vectors\]'"):
-        corpus.vectors_of(documents, "a", 12, 16, tmp_path)

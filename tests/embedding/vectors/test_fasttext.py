@@ -106,7 +106,6 @@ def test_a_word_of_the_file_in_another_case_goes_before_its_ngrams(tmp_path):
 
 @pytest.mark.slow
 def test_agrees_with_gensim(tmp_path):
-    pytest.importorskip("gensim")
     from gensim.models import FastText
     from gensim.models.fasttext import load_facebook_vectors, save_facebook_model
 

@@ -1,12 +1,10 @@
 """Vectors with no file and no download: word2vec or fastText, trained by gensim on a text of one's own.
 
-gensim is an extra (``pip install -e '.[vectors]'``). It is used with one thread: with several the same text
-gives other vectors each time.
+gensim is used with one thread: with several the same text gives other vectors each time.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,12 +38,6 @@ class Corpus:
                 yield words[begin : begin + LONGEST_SENTENCE]
 
 
-def check_installed(key: str) -> None:
-    """Raise UserError where gensim is not installed; ``key`` is what asked for it."""
-    if importlib.util.find_spec("gensim") is None:
-        raise UserError(f"{key}: needs gensim; install it with: pip install -e '.[vectors]'")
-
-
 def train(
     documents: Callable[[], Iterable[Sequence[str]]],
     *,
@@ -66,7 +58,6 @@ def train(
     Raises:
         UserError: gensim is not installed, or no word occurs ``min_count`` times.
     """
-    check_installed(f"training {method} vectors")
     import gensim
 
     kind = {"word2vec": gensim.models.Word2Vec, "fasttext": gensim.models.FastText}[method]
@@ -106,7 +97,6 @@ def vectors_of(
     Raises:
         UserError: as ``train``.
     """
-    check_installed("embedding.vectors=corpus")
     from importlib.metadata import version
 
     key = hash_of("word2vec", identity, size, dim, version("gensim"))
