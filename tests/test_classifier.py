@@ -593,6 +593,56 @@ def test_every_optimizer_config_learns(name, tmp_path):
     assert torch.load(tmp_path / "x.ckpt", weights_only=True)["optimizer_states"]
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_the_last_layers_weights_are_shortened_after_every_step(accumulated):
+    data, longest = dataset(40), 0.5
+    lengths, free = [], []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            (lengths if module.max_norm else free).append(module.linear.weight.detach().norm(dim=1))
+
+    def fit(**arguments):
+        make = optimizer_from_config(OmegaConf.load(CONFIGS / "optimizer/sgd.yaml"))
+        module = classifier(optimizer=make, **arguments)
+        trainer = pl.Trainer(**PLAIN, max_epochs=1, callbacks=[Watch()], accumulate_grad_batches=accumulated)
+        trainer.fit(module, batches(data))
+        return module
+
+    plain, bound = fit(), fit(max_norm=longest)
+    assert torch.stack(free).max() > longest + 0.05  # so that there was something to do
+    after = torch.stack(lengths)[accumulated - 1 :]
+    assert after.max() < longest + 1e-6
+    assert after[-1].max() == pytest.approx(longest, abs=1e-5)
+    assert not torch.equal(plain.linear.bias, bound.linear.bias)
+
+    # one step by hand: the same direction, and only what is too long is shorter
+    one_step = {"limit_train_batches": accumulated, "accumulate_grad_batches": accumulated}
+    modules = []
+    for limit in (None, longest):
+        make = optimizer_from_config(OmegaConf.load(CONFIGS / "optimizer/sgd.yaml"))
+        module = classifier(optimizer=make, max_norm=limit)
+        pl.Trainer(**PLAIN, max_epochs=1, **one_step).fit(module, batches(data))
+        modules.append(module)
+    weight = modules[0].linear.weight.detach()
+    by_hand = weight * (longest / weight.norm(dim=1, keepdim=True)).clamp(max=1)
+    torch.testing.assert_close(modules[1].linear.weight.detach(), by_hand)
+    assert torch.equal(modules[0].linear.bias, modules[1].linear.bias)
+
+
+def test_the_activation_stands_between_head_and_dropout():
+    batch = one_batch([1, 2], [3])
+    plain, bent = classifier(), classifier(activation="relu", dropout=0.5)
+    bent.load_state_dict(plain.state_dict())
+    features = plain.features(batch)
+    assert (features < 0).any()
+    torch.testing.assert_close(bent.eval()(batch), plain.linear(features.clamp(min=0)))
+    torch.manual_seed(0)
+    kept = bent.train().dropout(torch.ones_like(features))
+    torch.manual_seed(0)
+    torch.testing.assert_close(bent(batch), plain.linear(features.clamp(min=0) * kept))
+
+
 def test_a_frozen_table_holds_no_optimizer_state():
     table = Table(20, 4, trainable=False)
     before = table.table.weight.clone()

@@ -596,6 +596,10 @@ MISTAKES = {
             ["trainer=ddp_sim"], ["trainer=ddp"], ["trainer.devices=auto"], ["trainer.num_nodes=2"],
         )
     },
+    "longest weights of a class, in parts": (
+        ["trainer=fsdp", "classifier.max_norm=3"],
+        ["classifier.max_norm=3", "fsdp divides", "classifier.max_norm=null", "trainer=ddp"],
+    ),
     "kind of weights": (["embedding.token_weights=tfidf"], ["token_weights=tfidf", "sif, idf, learned"]),
     "sif without sif": (
         ["embedding.sif_a=0.01", "embedding.token_weights=idf"],

@@ -36,6 +36,7 @@ from textbed.embedding import optimizers
 from textbed.embedding.table import FrontEnd, Table
 from textbed.errors import UserError, nearest
 from textbed.heads.base import Head
+from textbed.heads.layers import ACTIVATIONS
 from textbed.pooled import PooledDocuments
 from textbed.scheduling import GroupScheduler
 
@@ -172,7 +173,10 @@ class TextClassifier(pl.LightningModule):
             softmax and cross-entropy.
         pairs: batches hold pairs of texts (u, v), classified by (u, v, |u - v|, u * v): Conneau et al. 2017,
             arXiv:1705.02364.
+        activation: on the head's outputs, before they are dropped: relu, tanh, gelu, or None.
         dropout: share of the head's outputs that are dropped in training.
+        max_norm: largest L2 norm of the linear layer's weights for one class: after each step longer ones are
+            shortened to it (Kim 2014, doi:10.3115/v1/D14-1181; Hinton et al. 2012, arXiv:1207.0580).
         label_smoothing: share of a target that is spread over all classes (multi-label: moved towards one
             half).
         class_weights: (C,) weights of the classes in the loss; for multi-label of each class's positive
@@ -207,7 +211,9 @@ class TextClassifier(pl.LightningModule):
         *,
         multilabel: bool = False,
         pairs: bool = False,
+        activation: str | None = None,
         dropout: float = 0.0,
+        max_norm: float | None = None,
         label_smoothing: float = 0.0,
         class_weights: Tensor | None = None,
         optimizer: Callable[[Any], Optimizer] | None = None,
@@ -245,7 +251,9 @@ class TextClassifier(pl.LightningModule):
         self.table_schedule = table_schedule
         self.thawing = [part for part in embedding.modules() if isinstance(part, Table) and part.thaws]
         self.class_names = [str(name) for name in class_names or range(num_classes)]
+        self.activation = ACTIVATIONS[activation]() if activation else nn.Identity()
         self.dropout = nn.Dropout(dropout)
+        self.max_norm = max_norm
         with seeded(seed, "linear"):
             self.linear = nn.Linear(head.out_dim * (4 if pairs else 1), num_classes)
         # Not saved: the configuration says them, and a checkpoint then fits a model without weights too.
@@ -296,7 +304,7 @@ class TextClassifier(pl.LightningModule):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Logits (B, C); for pairs (P, C)."""
-        return self.linear(self.dropout(self.features(batch)))
+        return self.linear(self.dropout(self.activation(self.features(batch))))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(B, C) float32: softmax over the classes, or for multi-label a sigmoid for each."""
@@ -365,6 +373,12 @@ class TextClassifier(pl.LightningModule):
         for table in self.thawing:
             if table.frozen:  # without a gradient there is no step, no decay and no state
                 table.table.weight.grad = None
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.max_norm is not None:  # here, so that no checkpoint comes between a step and this
+            with torch.no_grad():
+                self.linear.weight.renorm_(p=2, dim=0, maxnorm=self.max_norm)
 
     def on_train_end(self) -> None:
         if any(table.frozen for table in self.thawing):

@@ -784,13 +784,11 @@ def no_sparse_gradient(values: Mapping[str, Any], gradient: str) -> str | None:
 
 def _no_shared_gradient(trainer: Mapping[str, Any], given: str, dense: str) -> str | None:
     """Why devices or processes cannot have, or share, sparse gradients."""
-    strategy = trainer.get("strategy") or "auto"
-    own = strategy if isinstance(strategy, Mapping) else {}
-    name = str(own.get("_target_", strategy)).rpartition(".")[2].lower()
+    own, name = _strategy(trainer)
     accelerator = trainer.get("accelerator", "auto")
     if accelerator == "mps":
         return f"{given}: the GPU of an Apple computer has no sparse gradients; give {dense}, or trainer=cpu."
-    if re.search("fsdp|deepspeed|model_?parallel", name):
+    if _divides_weights(name):
         return f"{given}: trainer.strategy={name} cannot divide sparse gradients; give {dense}."
     alone = _is_alone(trainer) and "ddp" not in name
     if not alone and accelerator != "cpu" and own.get("process_group_backend") != "gloo":
@@ -799,6 +797,18 @@ def _no_shared_gradient(trainer: Mapping[str, Any], given: str, dense: str) -> s
             f"give {dense}, or trainer.devices=1 trainer.strategy=auto."
         )
     return None
+
+
+def _strategy(trainer: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """Lightning's strategy: its settings where it has some, and its name in lower case."""
+    strategy = trainer.get("strategy") or "auto"
+    own = strategy if isinstance(strategy, Mapping) else {}
+    return own, str(own.get("_target_", strategy)).rpartition(".")[2].lower()
+
+
+def _divides_weights(strategy: str) -> bool:
+    """Whether a process has but a part of each weight."""
+    return re.search("fsdp|deepspeed|model_?parallel", strategy) is not None
 
 
 def _is_alone(trainer: Mapping[str, Any]) -> bool:
@@ -812,8 +822,17 @@ def _is_alone(trainer: Mapping[str, Any]) -> bool:
 
 
 def _check_max_norm(values: Mapping[str, Any]) -> None:
-    """Each process shortens the rows of its own batch alone, so that their tables would no longer be one."""
+    """Each process shortens the rows of its own batch alone, so that their tables would no longer be one; and
+    the last layer's weights can be measured only where they are whole."""
     embedding, trainer = values["embedding"], values["trainer"]
+    longest, strategy = values["classifier"]["max_norm"], _strategy(trainer)[1]
+    if longest is not None and _divides_weights(strategy):
+        raise wrong(
+            "classifier.max_norm",
+            longest,
+            f"trainer.strategy={strategy} divides the weights whose length is bounded; "
+            "give classifier.max_norm=null, or trainer=ddp.",
+        )
     if embedding.get("max_norm") is not None and embedding["trainable"] and not _is_alone(trainer):
         raise wrong(
             "embedding.max_norm",

@@ -157,7 +157,8 @@ class DataConfig:
     header: Any = key(True, kinds=(bool, list), sources=("csv", "tsv"))
     """Whether the first row names the columns; false calls them c0, c1, ...; a list names them itself."""
     splits: Any = key(None, kinds=(dict, type(None)))
-    """Which of the source's splits is our train, validation and test; null goes by their names."""
+    """Which of the source's splits is our train, validation and test, a list for several that are to be one;
+    null goes by their names."""
     mirror: str | None = key("${oc.env:TEXTBED_MIRROR,null}", path=True)
     """Folder that is looked at before the network, in the hub's shape or as <name>/<split>.parquet."""
     size: int | None = key(None, minimum=1, sources=("docstrings",))
@@ -412,8 +413,13 @@ class HeadConfig:
 class ClassifierConfig:
     """What lies between the head and the loss."""
 
+    activation: str | None = key(None, choices=("relu", "tanh", "gelu"))
+    """A function on each number of the head's output, before the dropout; null is none."""
     dropout: float = key(0.0, minimum=0, below=1)
     """Share of the head's output set to zero in training."""
+    max_norm: float | None = key(None, above=0)
+    """Largest length (L2) of the last layer's weights for a class: after a step longer ones are shortened to it.
+    null is no limit."""
     label_smoothing: float = key(0.0, minimum=0, below=1)
     """Share of the target spread evenly over the classes."""
     reuse_mib: int = key(2048, minimum=0)

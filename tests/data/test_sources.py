@@ -236,6 +236,47 @@ def test_splits_may_be_named(tmp_path, read):
     refused(lambda: read("parquet", str(path), splits={"test": "test"}), "no train split")
 
 
+def test_several_splits_may_be_one(tmp_path, read):
+    path = tmp_path / "d"
+    names = ["neg", "pos"]
+    write_parquet(path / "train.parquet", {"text": ["a", "b"], "label": pa.array([0, 1], pa.int64())}, names)
+    # columns in another order, and narrower numbers
+    write_parquet(path / "test.parquet", {"label": pa.array([1, 1, 0], pa.int32()), "text": [*"cde"]}, names)
+    corpus = read("parquet", str(path), splits={"train": ["test", "train"]})
+    whole = corpus.splits["train"]
+    assert list(corpus.splits) == ["train"]
+    assert (texts(whole), whole.labels.tolist()) == ([*"cdeab"], [1, 1, 0, 0, 1])
+    assert [whole.text(row) for row in range(5)] == [*"cdeab"]
+    assert whole.records.where(3).startswith("row 1 of ")
+    assert whole.records.where(3).endswith("train.parquet")
+    with pytest.raises(IndexError):
+        whole.text(5)
+    others = [read("parquet", str(path), splits={"train": given}) for given in (["train", "test"], "test")]
+    prints = {one.splits["train"].fingerprint for one in (corpus, *others)}
+    assert len(prints) == 3
+    assert (
+        read("parquet", str(path), splits={"train": ["test", "train"]}).splits["train"].fingerprint in prints
+    )
+
+
+def test_splits_that_cannot_be_one(tmp_path, read):
+    path = tmp_path / "d"
+    write_parquet(path / "train.parquet", {"text": ["a", "b"], "label": [0, 1]}, ["neg", "pos"])
+    write_parquet(path / "test.parquet", {"text": ["c"], "label": [1]}, ["pos", "neg"])
+    write_parquet(path / "validation.parquet", {"words": ["d"], "label": [1]}, ["neg", "pos"])
+
+    def with_(*names):
+        return lambda: read("parquet", str(path), splits={"train": list(names)})
+
+    refused(
+        with_("train", "test"), "data.splits.train", "class names of 'label' differ between train and test"
+    )
+    refused(with_("train", "validation"), "data.splits", "columns are text, label and words, label")
+    refused(with_("train", "tset"), "no split 'tset'", "'test'?")
+    refused(with_("train", "train"), "data.splits.train", "different splits")
+    refused(with_(), "data.splits.train", "different splits")
+
+
 # Labels
 
 

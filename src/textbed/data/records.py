@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,68 @@ def _where(files: list[tuple[str, int]], row: int) -> str:
     return f"row {row + 1}"
 
 
+def _end_to_end(
+    name: str, pieces: Sequence[pa.Array | pa.ChunkedArray], place: str, parts: str
+) -> pa.ChunkedArray:
+    """Pieces of one column as one; types that differ in width alone become the widest."""
+    try:
+        # Different tools may have written them: int32 beside int64, string beside large_string.
+        tables = [pa.table({name: piece}) for piece in pieces]
+        return pa.concat_tables(tables, promote_options="permissive").column(0)
+    except pa.ArrowException as error:
+        raise UserError(
+            f"{place}: column '{name}' differs in type between the {parts} ({message_of(error)})"
+        ) from None
+
+
+class JoinedRecords(Records):
+    """Splits of one source, laid end to end.
+
+    Args:
+        parts: one or more by the source's own names, in this order.
+
+    Raises:
+        UserError: their columns do not have the same names.
+    """
+
+    def __init__(self, parts: Mapping[str, Records]):
+        self.names, self.parts = list(parts), list(parts.values())
+        first = self.parts[0]
+        for name, part in parts.items():
+            if sorted(part.schema.names) != sorted(first.schema.names):
+                raise UserError(
+                    f"data.splits: {self.names[0]} and {name} cannot be laid end to end: their columns are "
+                    f"{', '.join(first.schema.names)} and {', '.join(part.schema.names)}"
+                )
+        self.schema = first.schema
+        self.num_rows = sum(part.num_rows for part in self.parts)
+        fingerprints = [part.fingerprint for part in self.parts]
+        self.fingerprint = hash_of("joined", fingerprints) if all(fingerprints) else ""
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        pieces = [part.column(name) for part in self.parts]
+        return _end_to_end(name, pieces, "data.splits", "splits")
+
+    def batches(self, name: str, rows_per_batch: int) -> Iterator[pa.Array]:
+        for part in self.parts:
+            yield from part.batches(name, rows_per_batch)
+
+    def value(self, name: str, row: int) -> Any:
+        part, row = self._find(row)
+        return part.value(name, row)
+
+    def where(self, row: int) -> str:
+        part, row = self._find(row)
+        return part.where(row)
+
+    def _find(self, row: int) -> tuple[Records, int]:
+        for part in self.parts:
+            if row < part.num_rows:
+                return part, row
+            row -= part.num_rows
+        raise IndexError(f"row {row}")
+
+
 class TableRecords(Records):
     """Rows of an Arrow table, usually memory-mapped.
 
@@ -195,17 +257,10 @@ class ParquetRecords(Records):
                 raise UserError(f"{path}: column '{name}' is damaged ({message_of(error)})") from None
 
     def column(self, name: str) -> pa.ChunkedArray:
-        tables = [pa.table({name: batch}) for batch in self.batches(name, 1 << 16)]
-        if not tables:
+        pieces = list(self.batches(name, 1 << 16))
+        if not pieces:
             return pa.chunked_array([], self.schema.field(name).type)
-        try:
-            # Different tools may have written the files: int32 beside int64, string beside large_string.
-            return pa.concat_tables(tables, promote_options="permissive").column(0)
-        except pa.ArrowException as error:
-            raise UserError(
-                f"{self.paths[0].parent}: column '{name}' differs in type between the files "
-                f"({message_of(error)})"
-            ) from None
+        return _end_to_end(name, pieces, f"{self.paths[0].parent}", "files")
 
     def value(self, name: str, row: int) -> Any:
         for path, rows in zip(self.paths, self.row_counts, strict=True):

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 
 from textbed.data import docstrings, files, hub, parsing
 from textbed.data.files import split_of
-from textbed.data.labels import encode_labels
-from textbed.data.records import ParquetRecords, Records, hash_of
+from textbed.data.labels import class_names, encode_labels
+from textbed.data.records import JoinedRecords, ParquetRecords, Records, hash_of
 from textbed.data.vocabulary import text_bytes
 from textbed.errors import UserError, nearest
 
@@ -214,6 +214,31 @@ def find_columns(schema: pa.Schema, text: Any, label: Any, source: str) -> tuple
 # ---- corpus
 
 
+def _named_split(records: dict[str, Records], ours: str, theirs: Any) -> Records:
+    """The split of the source that ``data.splits`` names, or the several that it lists, end to end."""
+    if isinstance(theirs, str) or not isinstance(theirs, Sequence):
+        theirs = theirs if theirs in records else split_of(str(theirs)) or theirs
+        if theirs not in records:
+            raise UserError(
+                f"data.splits.{ours}: the source has no split '{theirs}', only "
+                f"{', '.join(records)}.{nearest(theirs, records)}"
+            )
+        return records[theirs]
+    if not theirs or len(set(theirs)) < len(theirs):
+        raise UserError(f"data.splits.{ours}: expected different splits of the source, such as [train, test]")
+    parts = {str(name): _named_split(records, ours, name) for name in theirs}
+    joined = JoinedRecords(parts)
+    for column in joined.schema.names:  # whichever the label will be
+        names = class_names(joined.schema, column)
+        for part in joined.parts:
+            if class_names(part.schema, column) != names:
+                raise UserError(
+                    f"data.splits.{ours}: the class names of '{column}' differ between "
+                    f"{' and '.join(parts)}; write them with the same ClassLabel, or as strings"
+                )
+    return joined
+
+
 def _choose_splits(records: dict[str, Records], wanted: Any) -> dict[str, Records]:
     """Our three splits from the source's, by name or by the mapping ``data.splits``."""
     chosen: dict[str, Records] = {}
@@ -222,15 +247,8 @@ def _choose_splits(records: dict[str, Records], wanted: Any) -> dict[str, Record
             ours = split_of(str(split))
             if ours is None:
                 raise UserError(f"data.splits.{split}: no such split; there are train, validation, test")
-            if theirs is None:
-                continue
-            theirs = theirs if theirs in records else split_of(str(theirs)) or theirs
-            if theirs not in records:
-                raise UserError(
-                    f"data.splits.{split}: the source has no split '{theirs}', only "
-                    f"{', '.join(records)}.{nearest(theirs, records)}"
-                )
-            chosen[ours] = records[theirs]
+            if theirs is not None:
+                chosen[ours] = _named_split(records, split, theirs)
     else:
         for name, rows in records.items():
             split = split_of(name)
