@@ -488,6 +488,7 @@ def train(folder, data, ckpt_path=None, stop_at=None, val_check_interval=1.0, sc
                 epochs.append(float(trainer.callback_metrics["train/loss_epoch"]))
 
     module = classifier(
+        max_norm=0.5,  # which the first weights are beyond
         optimizer=optimizer_from_config(OmegaConf.load(CONFIGS / "optimizer/adam.yaml")),
         schedule=Schedule.from_config(
             PLATEAU if schedule == "plateau" else OmegaConf.load(CONFIGS / f"scheduler/{schedule}.yaml")

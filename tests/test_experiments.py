@@ -10,12 +10,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from omegaconf import OmegaConf
-from running import ROOT, Runs, documents, figures, on, predictions, record
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf, open_dict
+from running import ROOT, TOPICS, Runs, accuracy, documents, figures, on, predictions, record
 
+from textbed import command
+from textbed.runs import papers
 from textbed.runs.folder import RunFolder
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
+PAPERS = sorted(f"paper/{path.stem}" for path in (ROOT / "configs" / "experiment" / "paper").glob("*.yaml"))
 DEBUG = sorted(path.stem for path in (ROOT / "configs" / "debug").glob("*.yaml"))
 # Splits of the data sets that have not just the two.
 SPLITS = {"sst2": ("train", "validation", "test"), "subj": ("train",)}
@@ -40,15 +46,20 @@ def of_file(group: str, name: str) -> Any:
     return OmegaConf.load(ROOT / "configs" / group / f"{name}.yaml")
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *PAPERS])
 def test_every_experiment_says_what_it_is(name: str) -> None:
     text = (ROOT / "configs" / "experiment" / f"{name}.yaml").read_text()
     head = text[: text.index("\ndefaults:")].split("\n")
     assert head[0] == "# @package _global_"
     assert all(line.startswith("# ") for line in head if line)
-    assert re.search(rf"^# Command: python train\.py experiment={name}\b", text, re.MULTILINE)
+    assert re.search(rf"^# Command: python train\.py (-m )?experiment={name}\b", text, re.MULTILINE)
     assert re.search(r"^# Cost and score: \S", text, re.MULTILINE)
-    assert of_file("experiment", name).name == name  # its runs lie under its own name
+    assert of_file("experiment", name).name == Path(name).name  # its runs lie under its own name
+    if name in PAPERS:
+        assert re.search(
+            r"^# The paper: .*^# The same here: .*^# Not the same: ", text, re.MULTILINE | re.DOTALL
+        )
+        assert f"scripts/paper.py runs/{Path(name).name}" in text
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -75,6 +86,157 @@ def test_every_experiment_runs(name: str, runs: Runs) -> None:
         assert classes == ["birds", "boats", "bread"]
     else:
         assert set(predictions(run)["label_name"]) == {"networkx", "torchmetrics"}
+
+
+def write_mirror(folder: Path) -> str:
+    """Every data set that the papers' sweeps are over; the override that points to them."""
+    for name in ("mr", "sst2", "subj", "trec", "20ng", "r8"):
+        for seed, split in enumerate(SPLITS.get(name, ("train", "test"))):
+            write_split(folder / "mirror" / name / f"{split}.parquet", 60, seed)
+    return f"data.mirror='{folder}/mirror'"
+
+
+def write_vectors(folder: Path) -> str:
+    """A file of vectors as wide as the papers'."""
+    words = [word for topic in TOPICS.values() for word in topic]
+    lines = [
+        f"{word} {' '.join(f'{(place * 7 + i) % 11 / 11:.2f}' for i in range(300))}"
+        for place, word in enumerate(words)
+    ]
+    path = folder / "vectors.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return f"embedding.vectors='{path}'"
+
+
+def jobs_of(name: str, *typed: str) -> list[list[str]]:
+    """The overrides of every job of a paper's sweep, as ``train.py -m experiment=NAME ...`` makes them."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("train", [f"experiment={name}"], return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.hydra.overrides.task = [f"experiment={name}", *typed]
+    command.Sweep().on_multirun_start(cfg)
+    params = [f"{key}={value}" for key, value in cfg.hydra.sweeper.params.items()]
+    parsed = OverridesParser.create().parse_overrides([*params, *cfg.hydra.overrides.task])
+    (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return [list(job) for job in jobs]
+
+
+NEEDS_VECTORS = ("paper/swem", "paper/wieting2019")
+# What their files say to type, and the number of its jobs.
+SWEEPS = {
+    ("paper/kim2014",): 40,
+    ("paper/kim2014", "embedding=frozen,finetuned,multichannel", "VECTORS"): 120,
+    ("paper/swem", "VECTORS"): 240,
+    ("paper/textgcn",): 90,
+    ("paper/textgcn", "embedding=ngrams", "head=mean"): 30,
+    ("paper/textgcn", "embedding=finetuned", "head=cnn,lstm,bilstm,mean_max", "VECTORS"): 120,
+    ("paper/widemlp",): 30,
+    ("paper/wieting2019", "VECTORS"): 160,
+}
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=" ".join)
+def test_the_jobs_of_a_papers_sweep_are_valid(sweep: tuple[str, ...], runs: Runs) -> None:
+    """Every front end and head once, every data set with the first and the last seed: the others are made of
+    the same choices, and all combinations would take minutes."""
+    name, *typed = [write_vectors(runs.folder) if one == "VECTORS" else one for one in sweep]
+    mirror = write_mirror(runs.folder)
+    jobs = [dict(one.split("=", 1) for one in job) for job in jobs_of(name, *typed)]
+    assert len(jobs) == len({tuple(job.values()) for job in jobs}) == SWEEPS[sweep]
+    table = papers.published()[Path(name).name]
+    first, last = jobs[0], jobs[-1]
+
+    def model(job: dict[str, str]) -> tuple[str | None, ...]:
+        return tuple(job.get(key) for key in ("embedding", "embedding.token_weights", "head"))
+
+    cells = set()
+    for job in jobs:
+        here = [key for key in ("data", "seed") if job[key] != first[key]]
+        if here and (model(job) != model(first) or job["seed"] not in (first["seed"], last["seed"])):
+            continue
+        cfg = runs.config(*(f"{key}={value}" for key, value in job.items()), mirror)
+        folded = job["data"] in ("mr_folds", "subj")
+        wanted = (10, int(job["seed"])) if folded else (None, 0)
+        assert (cfg.data.folds, cfg.data.fold, cfg.seed) == (*wanted, int(job["seed"]))
+        assert belongs(cfg), job
+        cell = papers.cell_of(table, papers.flat(OmegaConf.to_container(cfg)))  # type: ignore[arg-type]
+        assert cell is not None, job
+        cells.add(cell)
+    assert len({row for row, _ in cells}) == len({model(job) for job in jobs})  # each is a row of its own
+    assert {data for _, data in cells} == set(table["sets"])
+
+
+def belongs(cfg: Any) -> bool:
+    """Whether a job has what its paper gives its data set, or its head, alone."""
+    words, data = cfg.tokenizer, cfg.data.name
+    if cfg.name == "kim2014":
+        return words.lowercase == (data != "trec")
+    if cfg.name == "textgcn":
+        pooled, hashed = cfg.head._target_.endswith(".Pooling"), cfg.embedding._target_.endswith(".NGrams")
+        rare = (words.min_count, words.unknown) == ((1, "keep") if data == "mr" else (5, "drop"))
+        return (
+            rare and cfg.optimizer.lr == (0.005 if pooled else 0.001) and (cfg.embedding.dim < 300) == hashed
+        )
+    return True
+
+
+@pytest.mark.parametrize("typed", [(), ("embedding=random,finetuned",), ("embedding.vectors=null",)])
+def test_a_sweep_over_vectors_without_any_ends_in_one_line(
+    typed: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        jobs_of("paper/wieting2019", *typed)
+    assert ended.value.code == 1
+    line = capsys.readouterr().err
+    assert re.fullmatch(
+        r"error: embedding\.vectors: [^\n]+ embedding\.vectors=FILE, or embedding=random [^\n]+\n", line
+    )
+
+
+def test_the_command_line_takes_the_place_of_what_a_paper_sweeps_over() -> None:
+    jobs = jobs_of("paper/kim2014", "data=trec", "seed=0,3", "optimizer.rho=0.9,0.95")
+    assert jobs == [
+        ["experiment=paper/kim2014", "data=trec", f"seed={seed}", f"optimizer.rho={rho}"]
+        for seed in (0, 3)
+        for rho in (0.9, 0.95)
+    ]
+    weights = [job[0] for job in jobs_of("paper/widemlp", "data=r8", "seed=1")]
+    assert weights == ["embedding.token_weights=null", "embedding.token_weights=idf"]
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_every_paper_runs(name: str, runs: Runs) -> None:
+    given = [write_vectors(runs.folder)] if name in NEEDS_VECTORS else []
+    run = runs(f"experiment={name}", "debug=step", write_mirror(runs.folder), *given)
+    assert (figures(run)["epochs"], figures(run)["steps"]) == (1, 1)
+    folded = OmegaConf.load(run.config_file).data.folds is not None
+    assert len(predictions(run)["row"]) == (12 if folded else 60)  # a tenth of both files, or the split
+
+
+def test_a_papers_table_from_runs_of_its_sweep(
+    runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror = write_mirror(runs.folder)
+    by_hand = {}
+    for data, seeds in (("mr_folds", (0, 3)), ("trec", (1,))):
+        shares = []
+        for seed in seeds:
+            small = ["trainer.max_epochs=2", "embedding.dim=8", "callbacks.early_stopping.patience=1"]
+            run = runs("experiment=paper/kim2014", f"data={data}", f"seed={seed}", mirror, *small)
+            said = predictions(run)
+            shares.append(100 * accuracy(said["label"], said["predicted"]))
+        by_hand[data] = shares
+    first, second = by_hand["mr_folds"]
+    mean, spread = (first + second) / 2, abs(first - second) / 2**0.5
+    (only,) = by_hand["trec"]
+    text = papers.markdown(papers.replicate([runs.folder / "runs" / "kim2014"]))
+
+    def row(name: str, published: float, ours: str, value: float, count: int) -> str:
+        return f"| {name} | {published} | {ours} | {papers.signed(value - published)} | {count} |"
+
+    assert row("CNN-rand | MR", 76.1, f"{mean:.1f} ± {spread:.1f}", mean, 2) in text
+    assert row(" | TREC", 91.2, f"{only:.1f}", only, 1) in text
+    assert "- " not in text  # nothing to note
 
 
 def test_these_are_the_debug_configs() -> None:

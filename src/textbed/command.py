@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -14,13 +14,16 @@ from typing import Any
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import (
     CompactHydraException,
     InstantiationException,
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import DictConfig, OmegaConf
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -31,7 +34,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from textbed.config import expected, keys_of, shown, unknown_key
+from textbed.config import PRETRAINED, expected, keys_of, shown, unknown_key
 from textbed.errors import UserError, nearest
 from textbed.schema import GLOBAL_GROUPS, TrainConfig
 
@@ -103,6 +106,51 @@ def job() -> Iterator[None]:
         _failed_jobs.append(overrides)
     finally:
         os.environ[FULL_ERROR] = "1"
+
+
+class Sweep(Callback):
+    """What is done before the first job of a sweep; Hydra calls it, see ``configs/hydra/default.yaml``.
+
+    An experiment may say itself what it sweeps over (``hydra.sweeper.params``). Hydra's sweeper makes every
+    combination of that and the command line, with the same key in both too: ``data=trec`` would then be run
+    once for each data set of the experiment. Here the command line takes the experiment's place.
+
+    A sweep that needs pretrained vectors and has none ends here, in one line instead of one for each job.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with one_line_errors():  # Hydra would turn an exception into a warning, and go on
+            typed = _swept(config.hydra.overrides.task)
+            own = config.hydra.sweeper.get("params") or {}
+            params = {key: _swept([f"{key}={value}"]) for key, value in own.items()}
+            with flag_override(config, ["readonly", "struct"], [False, False]):
+                for key, swept in params.items():
+                    if swept.keys() & typed.keys():
+                        del own[key]
+                    else:
+                        typed |= swept
+            _check_vectors(config, typed)
+
+
+def _swept(overrides: Iterable[str]) -> dict[str, list[Any]]:
+    """The values that each key or group is to have, one job after the other."""
+
+    def values(override: Override) -> list[Any]:
+        return [*override.sweep_iterator()] if override.is_sweep_override() else [override.value()]
+
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return {override.key_or_group: values(override) for override in parsed}
+
+
+def _check_vectors(config: DictConfig, swept: dict[str, list[Any]]) -> None:
+    vectors = swept.get("embedding.vectors", [OmegaConf.select(config, "embedding.vectors")])
+    options = swept.get("embedding", [config.hydra.runtime.choices.get("embedding")])
+    needy = [option for option in options if option in PRETRAINED]
+    if needy and None in vectors:
+        raise UserError(
+            f"embedding.vectors: this sweep is over pretrained vectors (embedding={','.join(needy)}), and no "
+            "file of them is given; give embedding.vectors=FILE, or embedding=random for what needs none."
+        )
 
 
 def task_overrides(without: str | None = None) -> list[str]:

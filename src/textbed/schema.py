@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 FILE_SOURCES = ("csv", "tsv", "json", "parquet", "text", "disk")
 SOURCES = ("docstrings", *FILE_SOURCES, "hub")
@@ -418,8 +419,8 @@ class ClassifierConfig:
     dropout: float = key(0.0, minimum=0, below=1)
     """Share of the head's output set to zero in training."""
     max_norm: float | None = key(None, above=0)
-    """Largest length (L2) of the last layer's weights for a class: after a step longer ones are shortened to it.
-    null is no limit."""
+    """Largest length (L2) of the last layer's weights for a class: longer ones are shortened to it after a
+    step. null is no limit."""
     label_smoothing: float = key(0.0, minimum=0, below=1)
     """Share of the target spread evenly over the classes."""
     reuse_mib: int = key(2048, minimum=0)
@@ -486,6 +487,15 @@ class TrainConfig:
 
 
 ConfigStore.instance().store(name="schema", node=TrainConfig)
+
+
+def _case(value: Any, table: Mapping[Any, Any], otherwise: Any = None) -> Any:
+    return table.get(value, otherwise)
+
+
+# What a file may say of a value that goes by another: "${case:${data.name},{mr: 1, trec: 1},5}" is 1 for mr and
+# trec, else 5. So one sweep over data sets, or heads, gives each what belongs to it.
+OmegaConf.register_new_resolver("case", _case, replace=True)
 
 # Groups whose files hold keys of the top level (`@package _global_`), and so are no keys themselves.
 GLOBAL_GROUPS = ("experiment", "debug")

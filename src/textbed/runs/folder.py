@@ -41,10 +41,12 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
+
+import yaml
 
 from textbed.errors import UserError, nearest
 
@@ -515,6 +517,21 @@ class RunFolder:
             raise UserError(f"{self.path} has no metrics.json: the run is {status}, and not at its end")
         return _read_json(self.metrics_file)
 
+    def read_config(self) -> dict[str, Any]:
+        """Read the resolved configuration, as plain values.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        try:
+            content = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{self.config_file} cannot be read as YAML: {reason}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{self.config_file} cannot be read: expected keys and their values")
+        return content
+
     def write_predictions(
         self,
         split: str,
@@ -628,6 +645,29 @@ class RunFolder:
             for target in targets:
                 target.removeHandler(handler)
             handler.close()
+
+
+def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[RunFolder]:
+    """The run folders among ``paths`` and up to two folders below them, each once, sorted by path.
+
+    Raises:
+        UserError: a path that does not exist, or holds none.
+    """
+    found: set[Path] = set()
+    for path in map(Path, paths):
+        inside = [
+            place.parent
+            for pattern in ("run.json", "*/run.json", "*/*/run.json")
+            for place in path.expanduser().glob(pattern)
+            if (place.parent / "config.yaml").is_file()
+        ]
+        if not inside:
+            raise UserError(
+                f"{path}: {'there is no run folder in it' if path.is_dir() else 'there is no such folder'}; "
+                "expected a run folder, or a folder of them such as runs/NAME."
+            )
+        found |= {place.resolve() for place in inside}
+    return [RunFolder(path) for path in sorted(found)]
 
 
 class _QuietFileHandler(logging.FileHandler):

@@ -81,7 +81,7 @@ def console(file: IO[str] | None = None) -> Console:
 def show_overview(overview: Overview, file: IO[str] | None = None) -> None:
     """Print the summary before training."""
     out = console(file)
-    table = _table(f"{overview.name}", "", "")
+    table = text_table(f"{overview.name}", "", "")
     table.add_row("data", escape(overview.data))
     table.add_row(
         "tokenizer", escape(f"{overview.tokenizer}; {overview.vocabulary:,} rows in the vocabulary")
@@ -96,7 +96,7 @@ def show_overview(overview: Overview, file: IO[str] | None = None) -> None:
         table.add_row("", escape(note))
     out.print(table)
 
-    splits = _table(None, "split", "documents", "tokens", "tokens a document", "unknown", "empty")
+    splits = text_table(None, "split", "documents", "tokens", "tokens a document", "unknown", "empty")
     for name, split in overview.splits.items():
         splits.add_row(
             name,
@@ -108,7 +108,7 @@ def show_overview(overview: Overview, file: IO[str] | None = None) -> None:
         )
     out.print(splits)
 
-    parts = _table(None, "part", "parameters", "trainable", "multiply-adds a document")
+    parts = text_table(None, "part", "parameters", "trainable", "multiply-adds a document")
     for name, part in overview.parts.items():
         parts.add_row(escape(name), *_numbers(part))
     each = list(overview.parts.values())
@@ -146,14 +146,14 @@ def show_result(
     """
     out = console(file)
     if 0 < len(per_class) <= _MAX_CLASSES:
-        classes = _table("Test, by class", "class", "precision", "recall", "f1", "documents")
+        classes = text_table("Test, by class", "class", "precision", "recall", "f1", "documents")
         for row in per_class:
             values = (number(row[name]) for name in ("precision", "recall", "f1"))
             classes.add_row(escape(str(row["class"])), *values, f"{row['support']:,}")
         out.print(classes)
     stages = [stage for stage in ("test", "val") if any(key.startswith(f"{stage}/") for key in figures)]
     titles = {"test": "test", "val": "best validation"}
-    table = _table("Result", "", *([titles[stage] for stage in stages] or [""]))
+    table = text_table("Result", "", *([titles[stage] for stage in stages] or [""]))
     for name in _figure_names(figures, stages):
         table.add_row(escape(name), *(number(figures.get(f"{stage}/{name}")) for stage in stages))
     table.add_section()
@@ -257,7 +257,8 @@ def size(count: float) -> str:
     return f"{count / 2**20:,.0f} MiB" if count < 2**30 else f"{count / 2**30:,.2f} GiB"
 
 
-def _table(title: str | None, *columns: str) -> Table:
+def text_table(title: str | None, *columns: str) -> Table:
+    """An empty table as all of them here look: the first column is of names, the others of numbers."""
     table = Table(
         title=escape(title) if title else None,
         title_justify="left",
