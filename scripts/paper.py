@@ -5,9 +5,9 @@
     python scripts/paper.py runs/kim2014 --markdown > table.md    as Markdown
     python scripts/paper.py runs/a runs/b --paper kim2014         runs of any name, from whatever sweep
 
-"ours" is the mean over runs (folds or seeds) and their standard deviation; "–" is what the paper, or you, do not
-have. A run belongs to the row and the data set that its configuration says. The published figures, with their
-sources, are in src/textbed/runs/published.yaml.
+"ours" is the mean over runs (folds or seeds) and their standard deviation; "–" is what the paper, or you, do
+not have. A run belongs to the row and the data set that its configuration says. The published figures, with
+their sources, are in src/textbed/runs/published.yaml.
 """
 
 from __future__ import annotations

@@ -493,8 +493,8 @@ def _case(value: Any, table: Mapping[Any, Any], otherwise: Any = None) -> Any:
     return table.get(value, otherwise)
 
 
-# What a file may say of a value that goes by another: "${case:${data.name},{mr: 1, trec: 1},5}" is 1 for mr and
-# trec, else 5. So one sweep over data sets, or heads, gives each what belongs to it.
+# A value that goes by another: "${case:${data.name},{mr: 1, trec: 1},5}" is 1 for mr and trec, else 5. So one
+# sweep over data sets, or heads, gives each what belongs to it.
 OmegaConf.register_new_resolver("case", _case, replace=True)
 
 # Groups whose files hold keys of the top level (`@package _global_`), and so are no keys themselves.

@@ -1,4 +1,4 @@
-"""A paper's table beside what runs gave: published accuracy, our mean and spread over folds or seeds, difference.
+"""A paper's table beside what runs gave: published accuracy, our mean and spread over runs, the difference.
 
 The published figures, and which runs belong to which row, are in ``published.yaml``. Nothing here imports
 torch.
