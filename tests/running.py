@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -84,6 +85,20 @@ def front_end(name: str, rows: int, dim: int, *, found: Any = None, padding_idx:
             own[key] = value
     make = hydra.utils.get_class(given["_target_"])
     return make(num_embeddings=rows, **own | {"padding_idx": padding_idx})
+
+
+def jobs(*arguments: str) -> list[list[str]]:
+    """The overrides of every job of ``python train.py -m ARGUMENTS``, the experiment's own sweep included."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        chosen = [one for one in arguments if one.startswith("experiment=") and "," not in one]
+        cfg = compose("train", chosen, return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.hydra.overrides.task = list(arguments)
+    command.Sweep().on_multirun_start(cfg)
+    params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
+    parsed = OverridesParser.create().parse_overrides([*params, *arguments])
+    (found,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return [list(job) for job in found]
 
 
 class Runs:

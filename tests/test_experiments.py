@@ -10,13 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf, open_dict
-from running import ROOT, TOPICS, Runs, accuracy, documents, figures, on, predictions, record
+from omegaconf import OmegaConf
+from running import ROOT, TOPICS, Runs, accuracy, documents, figures, jobs, on, predictions, record
 
-from textbed import command
 from textbed.runs import papers
 from textbed.runs.folder import RunFolder
 
@@ -109,16 +105,7 @@ def write_vectors(folder: Path) -> str:
 
 
 def jobs_of(name: str, *typed: str) -> list[list[str]]:
-    """The overrides of every job of a paper's sweep, as ``train.py -m experiment=NAME ...`` makes them."""
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = compose("train", [f"experiment={name}"], return_hydra_config=True)
-    with open_dict(cfg):
-        cfg.hydra.overrides.task = [f"experiment={name}", *typed]
-    command.Sweep().on_multirun_start(cfg)
-    params = [f"{key}={value}" for key, value in cfg.hydra.sweeper.params.items()]
-    parsed = OverridesParser.create().parse_overrides([*params, *cfg.hydra.overrides.task])
-    (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    return [list(job) for job in jobs]
+    return jobs(f"experiment={name}", *typed)
 
 
 NEEDS_VECTORS = ("paper/swem", "paper/wieting2019")
@@ -141,16 +128,16 @@ def test_the_jobs_of_a_papers_sweep_are_valid(sweep: tuple[str, ...], runs: Runs
     the same choices, and all combinations would take minutes."""
     name, *typed = [write_vectors(runs.folder) if one == "VECTORS" else one for one in sweep]
     mirror = write_mirror(runs.folder)
-    jobs = [dict(one.split("=", 1) for one in job) for job in jobs_of(name, *typed)]
-    assert len(jobs) == len({tuple(job.values()) for job in jobs}) == SWEEPS[sweep]
+    sweep_jobs = [dict(one.split("=", 1) for one in job) for job in jobs_of(name, *typed)]
+    assert len(sweep_jobs) == len({tuple(job.values()) for job in sweep_jobs}) == SWEEPS[sweep]
     table = papers.published()[Path(name).name]
-    first, last = jobs[0], jobs[-1]
+    first, last = sweep_jobs[0], sweep_jobs[-1]
 
     def model(job: dict[str, str]) -> tuple[str | None, ...]:
         return tuple(job.get(key) for key in ("embedding", "embedding.token_weights", "head"))
 
     cells = set()
-    for job in jobs:
+    for job in sweep_jobs:
         here = [key for key in ("data", "seed") if job[key] != first[key]]
         if here and (model(job) != model(first) or job["seed"] not in (first["seed"], last["seed"])):
             continue
@@ -162,7 +149,9 @@ def test_the_jobs_of_a_papers_sweep_are_valid(sweep: tuple[str, ...], runs: Runs
         cell = papers.cell_of(table, papers.flat(OmegaConf.to_container(cfg)))  # type: ignore[arg-type]
         assert cell is not None, job
         cells.add(cell)
-    assert len({row for row, _ in cells}) == len({model(job) for job in jobs})  # each is a row of its own
+    assert len({row for row, _ in cells}) == len(
+        {model(job) for job in sweep_jobs}
+    )  # each is a row of its own
     assert {data for _, data in cells} == set(table["sets"])
 
 
@@ -194,8 +183,7 @@ def test_a_sweep_over_vectors_without_any_ends_in_one_line(
 
 
 def test_the_command_line_takes_the_place_of_what_a_paper_sweeps_over() -> None:
-    jobs = jobs_of("paper/kim2014", "data=trec", "seed=0,3", "optimizer.rho=0.9,0.95")
-    assert jobs == [
+    assert jobs_of("paper/kim2014", "data=trec", "seed=0,3", "optimizer.rho=0.9,0.95") == [
         ["experiment=paper/kim2014", "data=trec", f"seed={seed}", f"optimizer.rho={rho}"]
         for seed in (0, 3)
         for rho in (0.9, 0.95)

@@ -14,10 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from running import ROOT, Runs, on
+from running import ROOT, Runs, jobs, on
 
 from textbed import command, config, schema
 
@@ -150,14 +148,13 @@ def test_training_commands(typed: Typed, tmp_path: Path, monkeypatch: pytest.Mon
     flags = [word for word in typed.words[2:] if word.startswith("-")]
     assert set(flags) <= {"-m", "--multirun", "--help", "--cfg", "--hydra-help"}
     arguments = [word for word in typed.words[2:] if word not in (*flags, "job")]
-    parsed = OverridesParser.create().parse_overrides(arguments)
     if {"-m", "--multirun"} & set(flags):
-        (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-        assert len(jobs) > 1
-        # every choice once, in place of every combination
-        wanted = []
-        for at in range(len(arguments)):
-            seen = {job[at]: job for job in reversed(jobs)}
+        sweep = jobs(*arguments)
+        assert len(sweep) > 1
+        # every choice once, in place of every combination; of an experiment's own sweep first and last
+        wanted = [sweep[0], sweep[-1]] if len(sweep[0]) > len(arguments) else []
+        for at in range(0 if wanted else len(arguments)):
+            seen = {job[at]: job for job in reversed(sweep)}
             wanted += [job for job in seen.values() if job not in wanted]
     else:
         wanted = [arguments]
