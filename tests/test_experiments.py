@@ -182,6 +182,13 @@ def test_a_sweep_over_vectors_without_any_ends_in_one_line(
     )
 
 
+def test_a_sweep_over_modes_needs_no_file_where_vectors_can_be_trained() -> None:
+    assert [job[-1] for job in jobs_of("quickstart", "embedding=random,frozen")] == [
+        "embedding=random",
+        "embedding=frozen",
+    ]
+
+
 def test_the_command_line_takes_the_place_of_what_a_paper_sweeps_over() -> None:
     assert jobs_of("paper/kim2014", "data=trec", "seed=0,3", "optimizer.rho=0.9,0.95") == [
         ["experiment=paper/kim2014", "data=trec", f"seed={seed}", f"optimizer.rho={rho}"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra import compose
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -143,10 +144,21 @@ def _swept(overrides: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def _check_vectors(config: DictConfig, swept: dict[str, list[Any]]) -> None:
-    vectors = swept.get("embedding.vectors", [OmegaConf.select(config, "embedding.vectors")])
+    """An experiment that is about vectors from elsewhere sets embedding.vectors to null, where the options
+    would train some on the training split."""
+    given = swept.get("embedding.vectors", [])
+    if given and None not in given:
+        return
     options = swept.get("embedding", [config.hydra.runtime.choices.get("embedding")])
-    needy = [option for option in options if option in PRETRAINED]
-    if needy and None in vectors:
+    experiment = config.hydra.runtime.choices.get("experiment")
+    chosen = [f"experiment={experiment}"] if isinstance(experiment, str) else []
+    needy = [
+        option
+        for option in options
+        if option in PRETRAINED
+        and (given or compose("train", [*chosen, f"embedding={option}"]).embedding.vectors is None)
+    ]
+    if needy:
         raise UserError(
             f"embedding.vectors: this sweep is over pretrained vectors (embedding={','.join(needy)}), and no "
             "file of them is given; give embedding.vectors=FILE, or embedding=random for what needs none."
