@@ -92,9 +92,9 @@ def jobs(*arguments: str) -> list[list[str]]:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         chosen = [one for one in arguments if one.startswith("experiment=") and "," not in one]
         cfg = compose("train", chosen, return_hydra_config=True)
-    with open_dict(cfg):
-        cfg.hydra.overrides.task = list(arguments)
-    command.Sweep().on_multirun_start(cfg)
+        with open_dict(cfg):
+            cfg.hydra.overrides.task = list(arguments)
+        command.Sweep().on_multirun_start(cfg)
     params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
     parsed = OverridesParser.create().parse_overrides([*params, *arguments])
     (found,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
