@@ -13,10 +13,11 @@ def main(cfg: DictConfig) -> None:
     # torch and its kin are imported below, not above, so that help and mistakes are answered within a second.
     with command.job():
         if cfg.resume is None:
-            checked = config.check(cfg, command.chosen_options())
+            choices = command.chosen_options()
+            checked = config.check(cfg, choices)
             from textbed.training import train
 
-            folder = train(checked, command.task_overrides())
+            folder = train(checked, command.task_overrides(), choices)
         else:
             from textbed.training import resume
 

@@ -43,7 +43,7 @@ from textbed.runs.embedding_report import TableReport
 from textbed.runs.folder import RunFolder, is_rank_zero, peak_memory, say, write_json, write_text
 from textbed.runs.record import finish_loggers, log_report, log_settings, make_loggers, read_metrics
 from textbed.runs.summary import Overview, PartSummary, SplitSummary, share, show_overview, show_result
-from textbed.schema import PASSED_ON, RECIPE_KEYS, HeadConfig, defaults
+from textbed.schema import GLOBAL_GROUPS, PASSED_ON, RECIPE_KEYS, HeadConfig, defaults
 from textbed.targets import read_arguments
 
 # What a resumed run may change. Everything else decides the figures, and would make one record of two runs.
@@ -53,12 +53,15 @@ RESUME_MAY_CHANGE = (
 )  # fmt: skip
 
 
-def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Path | None:
+def train(
+    cfg: DictConfig, overrides: Sequence[str] = (), choices: Mapping[str, Any] | None = None
+) -> Path | None:
     """Train, test and record one run.
 
     Args:
         cfg: the configuration, checked and complete.
         overrides: what was typed to change it, for the record.
+        choices: the option taken in each config group, for the record.
 
     Returns:
         The run folder; None in a process that is not the first of a distributed run.
@@ -69,7 +72,10 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> Path | None:
     """
     folder = RunFolder.create(cfg.paths.runs, cfg.name)
     with _recording(folder, new=True):
-        folder.start(OmegaConf.to_yaml(cfg), overrides, cfg.seed, cfg.threads)
+        taken = {
+            group: option for group, option in (choices or {}).items() if group in cfg or group in GLOBAL_GROUPS
+        }
+        folder.start(OmegaConf.to_yaml(cfg), overrides, cfg.seed, cfg.threads, choices=taken)
         _run(cfg, folder)
     return folder.path if is_rank_zero() else None
 

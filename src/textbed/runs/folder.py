@@ -65,6 +65,8 @@ PACKAGES = [
 ]
 PHASES = ("setup", "fit", "test", "done")
 STATUSES = ("running", "finished", "failed", "interrupted")
+FORMAT = 1
+"""Number of this layout of a run folder, in its run.json; to be raised when an older reader would go wrong."""
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -312,9 +314,8 @@ class RunFolder:
         folder = cls(path)
         os.environ[_SHARED] = str(folder.path)
         folder._take_lock()
-        write_json(
-            folder.info_file, {"status": "running", "phase": "setup", "started": now(), "pid": os.getpid()}
-        )
+        started = {"status": "running", "phase": "setup", "started": now(), "pid": os.getpid()}
+        write_json(folder.info_file, {"format": FORMAT, **started})
         return folder
 
     @classmethod
@@ -378,6 +379,7 @@ class RunFolder:
         threads: int | None = None,
         device: str | None = None,
         command: Sequence[str] | None = None,
+        choices: Mapping[str, Any] | None = None,
     ) -> None:
         """Write what is known before anything was computed: config, overrides, versions, git, machine.
 
@@ -385,6 +387,7 @@ class RunFolder:
             config: the resolved config as YAML text.
             overrides: what was typed, such as ``["head=gru", "seed=1"]``.
             command: the words of the command line; by default those of this process.
+            choices: the option taken in each config group, such as ``{"head": "gru"}``.
         """
         if not is_rank_zero():
             return
@@ -396,6 +399,7 @@ class RunFolder:
             write_text(self.path / "git.diff", diff)
         self.update(
             command=shlex.join(command or [Path(sys.executable).name, *sys.argv]),
+            choices=dict(choices or {}),
             versions=versions(),
             python=platform.python_version(),
             git=git,
@@ -485,7 +489,11 @@ class RunFolder:
         with writing(self.log_file):
             file = open(self.log_file, "ab")  # noqa: SIM115 - held for as long as the run
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # perhaps someone who only looks whether it is taken
+                time.sleep(0.1)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.close()
             pid = self.info().get("pid")
@@ -497,6 +505,22 @@ class RunFolder:
             file.close()
             return
         self._lock = file
+
+    def is_locked(self) -> bool:
+        """Whether a process is at work on this run, as far as this machine can tell."""
+        try:
+            import fcntl
+
+            with open(self.log_file, "rb") as file:
+                # released as the file is closed: nothing is kept from a run that wants to begin
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:  # every run has had this file from its beginning
+            return False
+        except (ImportError, OSError):  # no locks: the process is all there is to look for
+            return _is_process(self.info().get("pid"))
 
     # -- what a run leaves -----------------------------------------------------------------------------------
 
@@ -676,6 +700,20 @@ class _QuietFileHandler(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
+
+
+def _is_process(pid: object) -> bool:
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    if os.name == "nt":  # there this call would end the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def is_whole(path: Path) -> bool:
