@@ -250,6 +250,9 @@ def test_the_command_with_the_usual_logger(runs: Runs, topics: Path) -> None:
     assert done.stdout == f"{run.path}\n"  # the folder, and nothing else
     assert run.info()["status"] == "finished"
     assert yaml.safe_load(run.overrides_file.read_text()) == typed
+    chosen = run.info()["choices"]
+    assert (chosen["data"], chosen["head"], chosen["experiment"]) == ("csv", "mean", None)
+    assert not [group for group in chosen if group.startswith("hydra")]
     (part,) = (run.path / "wandb").glob(f"offline-run-*-{run.id}")
     assert f"wandb: logged offline; to upload: wandb sync {part}" in done.stderr
     assert part.stat().st_mode & 0o040000

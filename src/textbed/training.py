@@ -73,7 +73,9 @@ def train(
     folder = RunFolder.create(cfg.paths.runs, cfg.name)
     with _recording(folder, new=True):
         taken = {
-            group: option for group, option in (choices or {}).items() if group in cfg or group in GLOBAL_GROUPS
+            group: option
+            for group, option in (choices or {}).items()
+            if group in cfg or group in GLOBAL_GROUPS
         }
         folder.start(OmegaConf.to_yaml(cfg), overrides, cfg.seed, cfg.threads, choices=taken)
         _run(cfg, folder)

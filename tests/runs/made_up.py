@@ -38,14 +38,21 @@ def make_run(
     content: dict[str, Any] = {
         "name": name,
         "seed": seed,
-        "data": {"source": "hub", "name": "sst2", "folds": None, "fold": 0, "limit": None},
+        "data": {
+            "source": "csv",
+            "path": "missing.csv",
+            "name": "sst2",
+            "folds": None,
+            "fold": 0,
+            "limit": None,
+        },
         "embedding": {"_target_": "textbed.embedding.table.Table", "trainable": embedding != "frozen"},
         "head": dict(HEADS[head]),
         "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.001},
         "trainer": {"max_epochs": 10},
         "callbacks": {"seeds": {"seed": seed}},
         "logger": {},
-        "paths": {"runs": str(root)},
+        "paths": {"runs": str(root), "cache": str(root / "cache")},
     }
     for key, value in (config or {}).items():
         *above, last = key.split(".")

@@ -41,12 +41,10 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
-
-import yaml
 
 from textbed.errors import UserError, nearest
 
@@ -66,7 +64,7 @@ PACKAGES = [
 PHASES = ("setup", "fit", "test", "done")
 STATUSES = ("running", "finished", "failed", "interrupted")
 FORMAT = 1
-"""Number of this layout of a run folder, in its run.json; to be raised when an older reader would go wrong."""
+"""Number of this layout of a run folder, in run.json; to be raised when an older reader would go wrong."""
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -541,21 +539,6 @@ class RunFolder:
             raise UserError(f"{self.path} has no metrics.json: the run is {status}, and not at its end")
         return _read_json(self.metrics_file)
 
-    def read_config(self) -> dict[str, Any]:
-        """Read the resolved configuration, as plain values.
-
-        Raises:
-            UserError: the file cannot be read.
-        """
-        try:
-            content = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{self.config_file} cannot be read as YAML: {reason}") from error
-        if not isinstance(content, dict):
-            raise UserError(f"{self.config_file} cannot be read: expected keys and their values")
-        return content
-
     def write_predictions(
         self,
         split: str,
@@ -669,29 +652,6 @@ class RunFolder:
             for target in targets:
                 target.removeHandler(handler)
             handler.close()
-
-
-def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[RunFolder]:
-    """The run folders among ``paths`` and up to two folders below them, each once, sorted by path.
-
-    Raises:
-        UserError: a path that does not exist, or holds none.
-    """
-    found: set[Path] = set()
-    for path in map(Path, paths):
-        inside = [
-            place.parent
-            for pattern in ("run.json", "*/run.json", "*/*/run.json")
-            for place in path.expanduser().glob(pattern)
-            if (place.parent / "config.yaml").is_file()
-        ]
-        if not inside:
-            raise UserError(
-                f"{path}: {'there is no run folder in it' if path.is_dir() else 'there is no such folder'}; "
-                "expected a run folder, or a folder of them such as runs/NAME."
-            )
-        found |= {place.resolve() for place in inside}
-    return [RunFolder(path) for path in sorted(found)]
 
 
 class _QuietFileHandler(logging.FileHandler):

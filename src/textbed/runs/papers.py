@@ -19,25 +19,12 @@ import yaml
 from rich.markup import escape
 
 from textbed.errors import UserError, nearest
-from textbed.runs.folder import RunFolder, find_runs
+from textbed.runs import registry
+from textbed.runs.registry import REPEATS, Run, differing
 from textbed.runs.summary import console, text_table
 
 FIGURE = "test/accuracy"
 MISSING = "–"
-# In these the runs of a cell may differ: they are what a cell is a mean over, or alter no figure.
-_REPEATED = ("seed", "data.fold", "callbacks.seeds.seed")
-_ASIDE = (
-    "data.mirror",
-    "data.path",
-    "data.workers",
-    "paths",
-    "logger",
-    "threads",
-    "report",
-    "name",
-    "resume",
-    "hydra",
-)
 
 
 @dataclass
@@ -98,8 +85,9 @@ def replicate(paths: Iterable[str | Path], paper: str | None = None) -> Replicat
     Raises:
         UserError: no such paper, no finished run, or none that belongs to it.
     """
-    found = [(folder, folder.read_config()) for folder in find_runs(paths)]
-    name = paper if paper is not None else _paper_of([config for _, config in found])
+    there = registry.find(paths)
+    found = registry.whole(there)
+    name = paper if paper is not None else _paper_of([run.config for run in found])
     if name not in published():
         raise UserError(
             f"--paper {name}: expected one of {', '.join(published())}.{nearest(name, published())}"
@@ -111,31 +99,30 @@ def replicate(paths: Iterable[str | Path], paper: str | None = None) -> Replicat
         for data in table["sets"]
     }
     # by fold and seed, of which the newest run counts
-    members: dict[tuple[str, str], dict[tuple[Any, Any], tuple[RunFolder, Mapping[str, Any]]]] = {}
+    members: dict[tuple[str, str], dict[tuple[Any, ...], Run]] = {}
     strangers, unfinished, replaced = [], 0, 0
-    for folder, config in sorted(found, key=lambda one: one[0].id):  # which begins with the time
-        values = flat(config)
-        cell = cell_of(table, values)
+    for run in found:  # the oldest first
+        cell = cell_of(table, run.config)
         if cell is None:
-            strangers.append(str(config.get("name")))
-        elif folder.info().get("status") != "finished" or FIGURE not in folder.read_metrics():
+            strangers.append(str(run.config.get("name")))
+        elif run.status != "finished" or FIGURE not in run.metrics:
             unfinished += 1
         else:
             runs = members.setdefault(cell, {})
-            repeat = (values.get("data.fold"), values.get("seed"))
+            repeat = tuple(run.config.get(key) for key in REPEATS)
             replaced += repeat in runs
-            runs[repeat] = (folder, values)
+            runs[repeat] = run
     if not members:
         raise UserError(_none_of(name, len(found), unfinished, strangers))
     notes = []
     shortened = 0
     for key, cell_runs in members.items():
-        cells[key].accuracies = [100 * folder.read_metrics()[FIGURE] for folder, _ in cell_runs.values()]
-        settings = [values for _, values in cell_runs.values()]
+        cells[key].accuracies = [100 * run.metrics[FIGURE] for run in cell_runs.values()]
+        settings = [run.config for run in cell_runs.values()]
         shortened += sum(_is_shortened(values) for values in settings)
-        differing = _differing(settings)
-        if differing:
-            notes.append(f"{key[0]} on {key[1]}: its runs differ in {', '.join(differing)} as well")
+        others = differing(settings)
+        if others:
+            notes.append(f"{key[0]} on {key[1]}: its runs differ in {', '.join(others)} as well")
     for count, text in (
         (shortened, "trained on a part of the documents only"),
         (len(strangers), "of none of the table's rows or data sets"),
@@ -144,20 +131,9 @@ def replicate(paths: Iterable[str | Path], paper: str | None = None) -> Replicat
     ):
         if count:
             notes.append(f"{count} run{'s' if count > 1 else ''} {text}")
+    notes += [f"left out: {line}" for line in there.left_out]
     shown = {cell.row for cell in cells.values() if cell.published is not None or cell.accuracies}
     return Replication(name, table["source"], [cell for cell in cells.values() if cell.row in shown], notes)
-
-
-def flat(config: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    """The values of a configuration by dotted keys; lists stay whole."""
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{place}{key}"
-        if isinstance(value, Mapping):
-            values |= flat(value, f"{name}.")
-        else:
-            values[name] = value
-    return values
 
 
 def _paper_of(configs: Sequence[Mapping[str, Any]]) -> str:
@@ -205,17 +181,6 @@ def _is_shortened(values: Mapping[str, Any]) -> bool:
         or values.get("data.train_fraction", 1) < 1
         or values.get("trainer.limit_train_batches") is not None
         or bool(values.get("trainer.fast_dev_run"))
-    )
-
-
-def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys in which the runs of one cell differ and should not."""
-    keys = {key for values in configs for key in values}
-    aside = tuple(f"{part}." for part in _ASIDE)
-    return sorted(
-        key
-        for key in keys - {*_REPEATED, *_ASIDE}
-        if not key.startswith(aside) and any(values.get(key) != configs[0].get(key) for values in configs[1:])
     )
 
 

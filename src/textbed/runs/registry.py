@@ -28,6 +28,13 @@ from textbed.runs.summary import console, duration, text_table
 
 KILLED = "killed"
 """Status of a run that says it is running while its process is gone."""
+REPEATS = ("seed", "data.fold")
+"""In these the runs differ that a mean is taken over."""
+# These differ without altering a figure, or say again what another key says.
+_ASIDE = (
+    "callbacks.seeds.seed", "callbacks.progress", "classifier.reuse_mib", "data.eval_batch_size",
+    "data.mirror", "data.path", "data.workers", "paths", "logger", "threads", "report", "name", "resume",
+)  # fmt: skip
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 _MARKS = frozenset({"run.json", "config.yaml"})
 _DEPTH = 5  # folders below a given one: paths.runs, the parts of a name, the run
@@ -110,7 +117,7 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> Found:
         UserError: a path that is not there, is a file, or holds no run folder.
     """
     found: dict[str, Run | str] = {}
-    for given in map(os.fspath, paths):
+    for given in (os.fspath(path) for path in paths):
         places = [place for path in _existing(given) for place in _run_folders(path)]
         if not places:
             raise UserError(
@@ -128,6 +135,17 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> Found:
         sorted(runs, key=lambda run: (run.folder.id, str(run.path))),
         sorted(one for one in found.values() if isinstance(one, str)),
     )
+
+
+def whole(found: Found) -> list[Run]:
+    """The runs found.
+
+    Raises:
+        UserError: there is none; the message is the first reason why.
+    """
+    if not found.runs:
+        raise UserError(found.left_out[0])
+    return found.runs
 
 
 def read(path: str | os.PathLike[str]) -> Run:
@@ -224,8 +242,8 @@ def flat(config: Mapping[str, Any], place: str = "") -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     """The values of a configuration file by dotted keys.
 
-    Runs have nearly all of their configuration in common, and reading YAML is slow: the file is read in blocks,
-    those of a key within those of the key above, and a block that was read before is not read again.
+    Runs have nearly all of their configuration in common, and reading YAML is slow: the file is read in
+    blocks, those of a key within those of the key above, and a block that was read before is not read again.
 
     Raises:
         UserError: the file cannot be read.
@@ -267,6 +285,19 @@ def _read_whole(text: str) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise yaml.YAMLError("expected keys and their values")
     return flat(content)
+
+
+def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys in which configurations differ, without those that are repeats and those that alter no figure.
+
+    A key that one of them lacks differs where another has a value other than null for it.
+    """
+    aside = tuple(f"{part}." for part in _ASIDE)
+    return sorted(
+        key
+        for key in {key for values in configs for key in values} - {*REPEATS, *_ASIDE}
+        if not key.startswith(aside) and any(values.get(key) != configs[0].get(key) for values in configs[1:])
+    )
 
 
 # Choosing
@@ -341,6 +372,8 @@ def show(runs: Sequence[Run], columns: Iterable[str] = (), file: IO[str] | None 
         columns: names of further values; see :meth:`Run.get`.
     """
     out = console(file or sys.stdout)
+    if not out.is_terminal:
+        out.width = 240  # a file or a pipe has room; no line of the list is broken in two
     figures = [name for name in ("test/accuracy", "val/accuracy") if any(name in r.metrics for r in runs)]
     names = list(dict.fromkeys([*_ALWAYS, *columns, *figures[:1]]))
     table = text_table(None, "run", *names, "time")
@@ -351,6 +384,8 @@ def show(runs: Sequence[Run], columns: Iterable[str] = (), file: IO[str] | None 
         time = duration(sum(seconds)) if seconds else "–"
         table.add_row(escape(place), *(escape(shown(run.get(name))) for name in names), time)
     out.print(table)
-    counts = {status: sum(run.status == status for run in runs) for status in sorted({r.status for r in runs})}
+    counts = {
+        status: sum(run.status == status for run in runs) for status in sorted({r.status for r in runs})
+    }
     stands = ", ".join(f"{count} {status}" for status, count in counts.items())
     out.print(f"{len(runs)} run{'s' if len(runs) != 1 else ''}" + (f": {stands}" if stands else ""))
