@@ -1,0 +1,87 @@
+"""Compare runs: what each group of them gave over seeds and folds, and which differences are real.
+
+    python scripts/compare.py runs/sst2                                   grouped by whatever differs
+    python scripts/compare.py runs/sst2 runs/mr --by embedding,head --metric test/f1_macro,test/loss
+    python scripts/compare.py runs/sst2 --against "random, mean"          each against one, fewer tests
+    python scripts/compare.py runs/sst2 --disagreements 20                and the documents they differ on
+    python scripts/compare.py 'runs/sst2*' --format latex --out table.tex
+
+Runs that differ in seed and fold alone are one group. "p, runs" is of a permutation test over seeds and
+folds, paired where groups share these: would other seeds show it? "p, documents" is of a paired bootstrap
+over the test documents: would other documents show it? Holm's correction stands beside each, over all pairs.
+"d" is the difference in standard deviations, "runs needed" how many of each would show it four times in five.
+docs/compare.md explains the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+FORMATS = ("text", "markdown", "latex", "csv", "json")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, folders of them, or patterns")
+    parser.add_argument(
+        "--by", metavar="KEY,...", help="keys or config groups to compare; what differs by default"
+    )
+    parser.add_argument(
+        "--metric",
+        default="test/accuracy",
+        metavar="NAME,...",
+        help="figures; the first is tested (test/accuracy)",
+    )
+    parser.add_argument("--against", metavar="GROUP", help="test the others against this group alone")
+    better = parser.add_mutually_exclusive_group()
+    better.add_argument("--lower", action="store_true", default=None, help="less of the figure is better")
+    better.add_argument("--higher", dest="lower", action="store_false", help="more of it is better")
+    parser.add_argument(
+        "--disagreements", type=int, default=0, metavar="N", help="show N documents they differ on"
+    )
+    parser.add_argument("--between", nargs=2, metavar="GROUP", help="the two groups for that; the best two")
+    parser.add_argument("--format", choices=FORMATS, default="text")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of printing")
+    arguments = parser.parse_args()
+    from textbed.command import one_line_errors
+
+    with one_line_errors():
+        content = render(arguments)
+        if arguments.out is None:
+            print(content)
+        else:
+            from textbed.runs.folder import write_text
+
+            write_text(arguments.out, content + "\n")
+    return 0
+
+
+def render(arguments: argparse.Namespace) -> str:
+    from textbed.runs import comparison_tables as shown
+    from textbed.runs.comparison import compare
+
+    comparison = compare(
+        arguments.runs,
+        arguments.by.split(",") if arguments.by else None,
+        arguments.metric.split(","),
+        arguments.against,
+        arguments.lower,
+    )
+    tables, disagreeing = shown.tables(comparison), None
+    if arguments.disagreements:
+        between = tuple(arguments.between) if arguments.between else None
+        table, disagreeing = shown.of_disagreements(comparison, arguments.disagreements, between)
+        tables.append(table)
+    if arguments.format == "csv":
+        return shown.as_csv(comparison)
+    if arguments.format == "json":
+        return shown.as_json(comparison, disagreeing or ())
+    return getattr(shown, arguments.format)(tables, shown.lines(comparison))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
