@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from textbed.errors import UserError, nearest
 from textbed.runs.folder import RunFolder, is_rank_zero, progress_log, replacing, say
+from textbed.runs.weights import read_checkpoint
 
 BEST, LAST = "best", "last"
 
@@ -80,7 +81,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: it is missing, cut short, or holds anything else.
         """
-        return self._read(path, map_location=map_location or "cpu")
+        return read_checkpoint(path, map_location=map_location or "cpu")
 
     def peek(self, path: Any) -> dict[str, Any]:
         """The same for a look at its plain values: tensors stay on the disk until they are used.
@@ -88,19 +89,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: as ``load_checkpoint``.
         """
-        return self._read(path, map_location="cpu", mmap=True)
-
-    @staticmethod
-    def _read(path: Any, **how: Any) -> dict[str, Any]:
-        try:
-            return torch.load(path, weights_only=True, **how)
-        except FileNotFoundError as error:
-            raise UserError(f"checkpoint {path} does not exist") from error
-        except Exception as error:  # torch, zip and pickle each have their own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"checkpoint {path} cannot be read: it is cut short, damaged, or no checkpoint ({reason})"
-            ) from error
+        return read_checkpoint(path, map_location="cpu", mmap=True)
 
 
 class Checkpoints(ModelCheckpoint):
@@ -249,7 +238,7 @@ class SeedSteps(Callback):
     ) -> None:
         # Not at the start of the epoch: an iterator over batches draws a random number when it is made, which
         # a resumed run does earlier than one that came there by itself.
-        from textbed.classifier import part_seed
+        from textbed.network import part_seed
 
         seed = part_seed(self.seed, f"step {trainer.current_epoch}/{batch_idx}/{trainer.global_rank}")
         # torch.manual_seed would do the same over every backend there is, and take ten times as long

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -36,30 +34,13 @@ from textbed.embedding import optimizers
 from textbed.embedding.table import FrontEnd, Table
 from textbed.errors import UserError, nearest
 from textbed.heads.base import Head
-from textbed.heads.layers import ACTIVATIONS
+from textbed.network import Network
 from textbed.pooled import PooledDocuments
 from textbed.scheduling import GroupScheduler
 
 CALIBRATION_BINS = 15
 _FLUSH = 1 << 24
 """Probabilities that wait for the metrics on the device before they are worked in: 64 MiB."""
-
-
-def part_seed(seed: int, part: str) -> int:
-    """A seed for one part of the model, the same on every machine and in every version of Python.
-
-    Parts of the same name start alike whatever else the model is made of, so that runs compare on equal
-    ground.
-    """
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{part}".encode(), digest_size=8).digest()) >> 1
-
-
-@contextmanager
-def seeded(seed: int, part: str) -> Iterator[None]:
-    """Build a part of the model inside this: its random numbers depend on ``seed`` and its name alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(part_seed(seed, part))
-        yield
 
 
 def balanced_weights(labels: np.ndarray, num_classes: int, multilabel: bool = False) -> Tensor:
@@ -162,8 +143,8 @@ class Predictions:
     """(n, C) float32: softmax, or a sigmoid for each class for multi-label."""
 
 
-class TextClassifier(pl.LightningModule):
-    """A text classifier of any front end and any head.
+class TextClassifier(Network, pl.LightningModule):
+    """A text classifier of any front end and any head: a network and its training.
 
     Args:
         embedding: the front end, token ids to vectors.
@@ -224,7 +205,6 @@ class TextClassifier(pl.LightningModule):
         class_names: Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
         if class_weights is not None and class_weights.shape != (num_classes,):
             raise UserError(
                 f"classifier.class_weights has {class_weights.numel()} numbers: expected one for each of the"
@@ -236,13 +216,18 @@ class TextClassifier(pl.LightningModule):
             raise UserError(
                 f"classifier.class_weights={class_weights.tolist()}: expected numbers of at least 0."
             )
+        super().__init__(
+            embedding,
+            head,
+            num_classes,
+            multilabel=multilabel,
+            pairs=pairs,
+            activation=activation,
+            dropout=dropout,
+            seed=seed,
+        )
         # A process may have no document of a small split, and must take part in the sums all the same.
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.embedding = embedding
-        self.head = head
-        self.num_classes = num_classes
-        self.multilabel = multilabel
-        self.pairs = pairs
         self.label_smoothing = label_smoothing
         self.make_optimizer = optimizer or torch.optim.Adam
         self.schedule = schedule
@@ -251,11 +236,7 @@ class TextClassifier(pl.LightningModule):
         self.table_schedule = table_schedule
         self.thawing = [part for part in embedding.modules() if isinstance(part, Table) and part.thaws]
         self.class_names = [str(name) for name in class_names or range(num_classes)]
-        self.activation = ACTIVATIONS[activation]() if activation else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
         self.max_norm = max_norm
-        with seeded(seed, "linear"):
-            self.linear = nn.Linear(head.out_dim * (4 if pairs else 1), num_classes)
         # Not saved: the configuration says them, and a checkpoint then fits a model without weights too.
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.metrics = _metrics(num_classes, multilabel)
@@ -277,17 +258,6 @@ class TextClassifier(pl.LightningModule):
 
     # ---- the model
 
-    def features(self, batch: TokenBatch) -> Tensor:
-        """(B, H) from the head; for pairs (P, 4H)."""
-        if batch.pooled is None:
-            features = self.head(self.embedding.prepare(batch), self.embedding)  # (B, H)
-        else:
-            features = self.head.rest(batch.pooled)
-        if not self.pairs:
-            return features
-        u, v = features.tensor_split(2)  # (P, H) each
-        return torch.cat([u, v, (u - v).abs(), u * v], dim=1)  # (P, 4H)
-
     def _filled(self, batch: TokenBatch, split: str) -> TokenBatch:
         """The batch, with the fixed part of its documents where the data module left the tokens out.
 
@@ -301,14 +271,6 @@ class TextClassifier(pl.LightningModule):
             dataset = cast(Any, self.trainer).datamodule.sets[split]
             self._pooled[split] = PooledDocuments(dataset, self.embedding, self.head, self.device)
         return dataclasses.replace(batch, pooled=self._pooled[split][batch.rows])
-
-    def forward(self, batch: TokenBatch) -> Tensor:
-        """Logits (B, C); for pairs (P, C)."""
-        return self.linear(self.dropout(self.activation(self.features(batch))))
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """(B, C) float32: softmax over the classes, or for multi-label a sigmoid for each."""
-        return logits.float().sigmoid() if self.multilabel else logits.float().softmax(dim=1)
 
     def loss_parts(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | float]:
         """Sum of the documents' losses, and the sum of their weights: the loss is the one by the other.

@@ -24,19 +24,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from textbed import command, config
 from textbed.callbacks import AtomicCheckpointIO, Checkpoints, Timing, make_callbacks
-from textbed.classifier import Schedule, TextClassifier, balanced_weights, optimizer_from_config, seeded
+from textbed.classifier import Schedule, TextClassifier, balanced_weights, optimizer_from_config
 from textbed.data.datamodule import TextDataModule
 from textbed.data.encoding import load_tokenizer
 from textbed.embedding import vectors
 from textbed.embedding.effects import Effects, idf_weights, sif_weights
 from textbed.embedding.gradient import set_gradient
 from textbed.embedding.report import coverage
-from textbed.embedding.table import FrontEnd
+from textbed.embedding.table import FrontEnd, Table
 from textbed.embedding.vectors import shaping
 from textbed.errors import UserError
 from textbed.heads.base import Head
 from textbed.heads.budget import widest
-from textbed.heads.layers import Layered
+from textbed.network import Design, make_head, seeded
 from textbed.pooled import can_be_reused, mebibytes
 from textbed.runs import embedding_report, pictures
 from textbed.runs.embedding_report import TableReport
@@ -189,6 +189,8 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
         model, covered = build_model(cfg, data)
         work = multiply_adds(model, data)
         _keep_data(folder, data, resumed)
+        if is_rank_zero():
+            write_text(folder.model_file, describe(cfg, data, model).dump())
         loggers = make_loggers(cfg.logger, folder, _steps_seen(checkpoint) if resumed else None)
         # Without our checkpoints there are to be none, not Lightning's own.
         kept = any(isinstance(callback, Checkpoint) for callback in callbacks)
@@ -331,11 +333,8 @@ def build_embedding(cfg: DictConfig, data: TextDataModule) -> tuple[FrontEnd, np
         any.
     """
     data.add_words([])  # whatever was built over this data before
-    # Those that are not the recipe's to read are the front end's own arguments.
-    own = {key: value for key, value in cfg.embedding.items() if key not in RECIPE_KEYS or key in PASSED_ON}
+    own = _front_end_settings(cfg, data)
     takes = read_arguments(cfg.embedding._target_)
-    if "trainable" not in takes.names and not takes.open:  # it always learns; see config
-        own.pop("trainable", None)
     given: dict[str, Any] = {}
     found = None
     if cfg.embedding.vectors is not None:
@@ -349,12 +348,22 @@ def build_embedding(cfg: DictConfig, data: TextDataModule) -> tuple[FrontEnd, np
         given["counts"] = torch.from_numpy(data.train_counts)
     if "appended" in takes.names:
         given["appended"] = data.added_words
-    if own.get("padding_idx") == "auto":
-        own["padding_idx"] = data.tokenizer.pad_id
     with seeded(cfg.seed, "embedding"):
         # Not through OmegaConf, which looks at each of 10,000 tokens for seconds.
         embedding = instantiate(own, _partial_=True)(**given)
     return _with_effects(embedding, cfg, data, found), found
+
+
+def _front_end_settings(cfg: DictConfig, data: TextDataModule) -> dict[str, Any]:
+    """The front end's own arguments, without those that come from the vectors and the data."""
+    # Those that are not the recipe's to read.
+    own = {key: value for key, value in cfg.embedding.items() if key not in RECIPE_KEYS or key in PASSED_ON}
+    takes = read_arguments(cfg.embedding._target_)
+    if "trainable" not in takes.names and not takes.open:  # it always learns; see config
+        own.pop("trainable", None)
+    if own.get("padding_idx") == "auto":
+        own["padding_idx"] = data.tokenizer.pad_id
+    return {str(key): value for key, value in own.items()}
 
 
 def _with_effects(
@@ -385,50 +394,81 @@ def build_head(node: Mapping[str, Any], dim: int, num_classes: int, seed: int) -
     """The head that ``node`` describes, with its layers, at most ``node.parameters`` parameters where given.
 
     Raises:
-        UserError: even the narrowest has more, or the head has no width to change.
+        UserError: as :func:`sized_head`.
     """
-    extra = {name: node.get(name, default) for name, default in defaults(HeadConfig).items()}
-    own = {name: value for name, value in node.items() if name not in extra}
-    supplied = {"dim": dim}
-    if "num_classes" in read_arguments(own["_target_"]).names:
-        supplied["num_classes"] = num_classes
+    sized = sized_head(node, dim, num_classes, seed)
+    head = make_head(sized, dim, num_classes, seed, instantiate)
+    most, width = node.get("parameters"), _width_of(sized)
+    if most is not None and is_rank_zero():
+        say(f"head.parameters={most}: head.{width}={sized[width]} gives {_size(head).all:,}")
+    return head
 
-    def make(dense: Sequence[int] | None, **changes: int) -> Head:
-        with seeded(seed, "head"):
-            head: Head = instantiate(own | changes, **supplied)
-        if dense is None:
-            return head
-        with seeded(seed, "dense"):
-            return Layered(head, dense, extra["dense_activation"], extra["dense_dropout"])
 
-    dense, most = extra["dense"], extra["parameters"]
+def sized_head(node: Mapping[str, Any], dim: int, num_classes: int, seed: int) -> dict[str, Any]:
+    """The head's node with all keys of its layers, and as wide as ``node.parameters`` allows where given.
+
+    Raises:
+        UserError: even the narrowest has more parameters, or the head has no width to change.
+    """
+    own: dict[str, Any] = defaults(HeadConfig) | _plain(node)
+    most, key = own.pop("parameters"), _width_of(own)
     if most is None:
-        return make(dense)
-    name = getattr(get_class(own["_target_"]), "width", None)
-
-    def of_width(width: int) -> Head:
-        return make(dense, **{name: width}) if name else make([width] * len(dense))
-
-    if name is None and dense is None:
+        return own
+    if key == "dense" and own["dense"] is None:
         raise UserError(
             f"head.parameters={most}: {own['_target_']} has no width to change; "
             "choose another head, or layers above this one, such as +head.dense=[300]."
         )
 
+    def of_width(width: int) -> dict[str, Any]:
+        return own | {key: width if key != "dense" else [width] * len(own["dense"])}
+
     def count(width: int) -> int:
         with torch.device("meta"):  # sizes without numbers: no memory, no time
-            return _size(of_width(width)).all
+            return _size(make_head(of_width(width), dim, num_classes, seed, instantiate)).all
 
     width = widest(count, most)
-    key = f"head.{name or 'dense'}"
     if width is None:
         raise UserError(
-            f"head.parameters={most}: with {key}=1 the head has {count(1):,} parameters already; "
+            f"head.parameters={most}: with head.{key}=1 the head has {count(1):,} parameters already; "
             "give at least so many, or a smaller embedding.dim."
         )
-    if is_rank_zero():
-        say(f"head.parameters={most}: {key}={width} gives {count(width):,}")
     return of_width(width)
+
+
+def _width_of(node: Mapping[str, Any]) -> str:
+    """The key that makes a head wider: the class's own, else that of the layers above."""
+    return getattr(get_class(node["_target_"]), "width", None) or "dense"
+
+
+def _plain(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A node of the configuration as plain values."""
+    return OmegaConf.to_container(node) if isinstance(node, DictConfig) else dict(node)  # type: ignore
+
+
+def describe(cfg: DictConfig, data: TextDataModule, model: TextClassifier) -> Design:
+    """What the model is made of, for who makes it again without the data and the file of vectors."""
+    front_end, effects = model.embedding, None
+    if isinstance(front_end, Effects):
+        learnt = front_end.log_weights is not None
+        effects = {"weighted": front_end.token_weights is not None, "learn_weights": learnt}
+        front_end = front_end.inner
+    own = _plain(OmegaConf.create(_front_end_settings(cfg, data)))
+    # The width of the table, which may be that of the vectors; that of the rows may be another.
+    own["dim"] = front_end.table.embedding_dim if isinstance(front_end, Table) else own["dim"] or front_end.dim
+    weights: Any = model.class_weights
+    return Design(
+        classes=model.class_names,
+        multilabel=model.multilabel,
+        pairs=model.pairs,
+        text=list(data.corpus.splits["train"].columns),
+        embedding=own,
+        effects=effects,
+        head=sized_head(cfg.head, model.embedding.dim, model.num_classes, cfg.seed),
+        activation=cfg.classifier.activation,
+        class_weights=None if weights is None else weights.tolist(),
+        label_smoothing=model.label_smoothing,
+    )
 
 
 def multiply_adds(model: TextClassifier, data: TextDataModule) -> dict[str, float]:

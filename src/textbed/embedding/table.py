@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -234,6 +234,7 @@ class Table(FrontEnd):
         self.frozen_epochs, self.frozen_steps = frozen_epochs, frozen_steps
         self.frozen = self.thaws
         self.gradient_settings: dict[str, Any] = {"scale_grad_by_freq": scale_grad_by_freq, "sparse": sparse}
+        self._norm_settings: dict[str, Any] = {"max_norm": max_norm, "norm_type": norm_type}
 
         without = torch.zeros(num_embeddings, dtype=torch.bool)
         if vectors is not None and found is not None:
@@ -250,15 +251,7 @@ class Table(FrontEnd):
             without &= alias == ids
         if train_missing and bool(without.any()):
             slot = without.cumsum(0).int() * without
-            self.learnt = Table(
-                int(slot.max()) + 1,
-                vectors=torch.cat([weight.new_zeros(1, dim), weight[without]]),
-                init="zeros",
-                padding_idx=0,
-                max_norm=max_norm,
-                norm_type=norm_type,
-                **self.gradient_settings,
-            )
+            self.learnt = self._make_learnt(torch.cat([weight.new_zeros(1, dim), weight[without]]))
             weight[without] = 0
         self.register_buffer("alias", alias)
         self.register_buffer("slot", slot)
@@ -274,6 +267,23 @@ class Table(FrontEnd):
             norm_type=norm_type,
             **self.gradient_settings,
         )
+
+    def _make_learnt(self, rows: Tensor) -> Table:
+        """The table of the rows (M + 1, D) that are trained alone, the first for ids without one."""
+        settings = self._norm_settings | self.gradient_settings
+        return Table(len(rows), vectors=rows, init="zeros", padding_idx=0, **settings)
+
+    def make_room(self, state: Mapping[str, Tensor]) -> None:
+        """Become ready to load ``state``, of a table that knew which rows have a vector where this does not.
+
+        What it has and this lacks: rows that ids share, and those that are trained alone.
+        """
+        for name in ("alias", "slot"):
+            if name in state and getattr(self, name) is None:
+                self.register_buffer(name, torch.empty_like(state[name]))
+        rows = state.get("learnt.table.weight")
+        if rows is not None and self.learnt is None:
+            self.learnt = self._make_learnt(torch.empty_like(rows))
 
     @property
     def fixed(self) -> bool:
@@ -397,7 +407,7 @@ def _initial_rows(
     if vectors is None:
         return weight.mul_(DEFAULT_SCALE if scale is None else scale)
     if found is None:
-        found = torch.ones(num_embeddings, dtype=torch.bool)
+        return weight.copy_(vectors)
     known = vectors[found].to(weight.dtype)
     if scale is None:
         scale = float(known.std(correction=0)) if known.numel() else DEFAULT_SCALE

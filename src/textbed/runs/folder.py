@@ -11,6 +11,7 @@ metrics.json               final figures by name, flat
 metrics.jsonl              every logged figure, one JSON line each, written as it happens: the record
 metrics.csv                the same as a table, derived from the record
 log.txt                    what was said
+model.yaml                 what the model is made of, apart from its weights and vocabulary
 tokenizer/                 the tokenizer with its vocabulary
 checkpoints/               best.ckpt (by validation) and last.ckpt (to go on from)
 predictions/test.parquet   one row for each document
@@ -359,6 +360,7 @@ class RunFolder:
     record_file = property(lambda self: self.path / "metrics.jsonl")
     table_file = property(lambda self: self.path / "metrics.csv")
     log_file = property(lambda self: self.path / "log.txt")
+    model_file = property(lambda self: self.path / "model.yaml")
     tokenizer = property(lambda self: self.path / "tokenizer")
     checkpoints = property(lambda self: self.path / "checkpoints")
     best_checkpoint = property(lambda self: self.path / "checkpoints" / "best.ckpt")
