@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from running import Runs, documents, write_csv
+from running import Runs, documents, on, write_csv
 
 import textbed.schema  # noqa: F401  the schema must be registered before anything is composed
+from textbed.runs.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,3 +50,42 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def topics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CSV file of 150 documents in three classes."""
     return write_csv(tmp_path_factory.mktemp("topics") / "topics.csv", documents(150))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], RunFolder]]:
+    """Finished runs to look at, not to change, made when first asked for: ``words`` is a plain one,
+    ``pairs`` reads pairs of texts in subwords, ``multilabel`` has several classes a document, in characters.
+    """
+    folder = tmp_path_factory.mktemp("trained")
+    made: dict[str, RunFolder] = {}
+
+    def run(name: str) -> RunFolder:
+        if name not in made:
+            rows = documents(150)
+            if name == "words":
+                given = on(write_csv(folder / "words.csv", rows), "data.eval_batch_size=8")
+            elif name == "pairs":
+                pairs = [(one, two, label) for (one, label), (two, _) in itertools.pairwise(rows)]
+                path = write_csv(folder / "pairs.csv", pairs, ("first", "second", "label"))
+                small = ["tokenizer=subwords", "tokenizer.vocabulary_size=300"]
+                given = [*on(path, "data.text=[first,second]"), *small]
+            else:
+                path = folder / "multilabel.jsonl"
+                lines = [
+                    {"text": f"{one} {two}", "label": sorted({label, other})}
+                    for (one, label), (two, other) in zip(rows, rows[5:], strict=False)
+                ]
+                path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+                given = [*on(path, "data=json"), "tokenizer=characters"]
+            made[name] = Runs(folder)(*given, "report.embedding=false", "trainer.max_epochs=1")
+        return made[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("TEXTBED_MIRROR", "TEXTBED_CACHE"):
+            patch.delenv(name, raising=False)
+        from textbed.runs import pictures
+
+        for name in ("draw_learning_curves", "draw_confusion", "draw_table"):
+            patch.setattr(pictures, name, lambda *args, **kwargs: None)
+        yield run

@@ -30,8 +30,6 @@ from textbed.classifier import (
     TextClassifier,
     balanced_weights,
     optimizer_from_config,
-    part_seed,
-    seeded,
 )
 from textbed.data.loading import OrderedBatches, ShuffledBatches, TokenDataset, make_loader
 from textbed.embedding.optimizers import RowwiseAdagrad, RowwiseAdam, RowwiseSGD
@@ -40,6 +38,7 @@ from textbed.errors import UserError
 from textbed.heads.attention import Attention
 from textbed.heads.pooling import Pooling
 from textbed.heads.recurrent import Recurrent
+from textbed.network import part_seed, seeded
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PLAIN = {

@@ -90,6 +90,7 @@ def test_a_run_leaves_these_files(kept: RunFolder) -> None:
         "metrics.csv",
         "metrics.json",
         "metrics.jsonl",
+        "model.yaml",
         "overrides.yaml",
         "pictures/confusion_matrix.png",
         "pictures/embedding.png",

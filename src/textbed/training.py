@@ -455,7 +455,8 @@ def describe(cfg: DictConfig, data: TextDataModule, model: TextClassifier) -> De
         front_end = front_end.inner
     own = _plain(OmegaConf.create(_front_end_settings(cfg, data)))
     # The width of the table, which may be that of the vectors; that of the rows may be another.
-    own["dim"] = front_end.table.embedding_dim if isinstance(front_end, Table) else own["dim"] or front_end.dim
+    tables = [part for part in front_end.modules() if isinstance(part, Table)]
+    own["dim"] = own["dim"] or (tables[0].table.embedding_dim if tables else front_end.dim)
     weights: Any = model.class_weights
     return Design(
         classes=model.class_names,

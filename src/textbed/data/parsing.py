@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -145,6 +145,13 @@ def _open_bytes(path: Path) -> Iterator[Any]:
         raise UserError(
             f"{path}: the compressed file is damaged or cut short ({message_of(error)})"
         ) from None
+
+
+@contextmanager
+def open_text(path: Path, encoding: str) -> Iterator[IO[str]]:
+    """A file, packed or not, as text whose lines end at \\n alone."""
+    with _open_bytes(path) as file:
+        yield io.TextIOWrapper(file, encoding=encoding, newline="\n")
 
 
 def undecodable(path: Path, encoding: str) -> UserError | None:

@@ -131,38 +131,47 @@ def _list(columns: list[str]) -> str:
     return shown + (", …" if len(columns) > 20 else "")
 
 
-def find_columns(schema: pa.Schema, text: Any, label: Any, source: str) -> tuple[tuple[str, ...], str]:
-    """Names of the text columns (one or two) and the label column, from the config or by their usual names.
+def _check_column(schema: pa.Schema, name: Any, key: str, source: str) -> str:
+    """The name, if the schema has one such column."""
+    columns = list(schema.names)
+    if name not in columns:
+        near = nearest(name, columns)
+        raise UserError(
+            f"{key}: no column '{name}'; the columns are {_list(columns)}"
+            f"{'.' + near if near else _hint(columns, source)}"
+        )
+    if columns.count(name) > 1:
+        raise UserError(f"{key}: two columns are called '{name}'; rename one")
+    return str(name)
+
+
+def _strings(schema: pa.Schema) -> list[str]:
+    return [field.name for field in schema if _is_text(field.type)]
+
+
+def find_texts(
+    schema: pa.Schema, text: Any, source: str, key: str = "data.text", label: str | None = None
+) -> tuple[str, ...]:
+    """Names of the text columns (one or two), as named or by their usual names.
+
+    Args:
+        key: what names them, for messages.
+        label: the column of the label, where it is known.
 
     Raises:
-        UserError: a named column is not there, or nothing is named and it is not plain which column it is.
+        UserError: a named column is not there or holds no text, or nothing is named and it is not plain which
+            column it is.
     """
-    columns = list(schema.names)
-    hint = _hint(columns, source)
-
-    def check(name: Any, key: str) -> str:
-        if name not in columns:
-            near = nearest(name, columns)
-            raise UserError(
-                f"{key}: no column '{name}'; the columns are {_list(columns)}{'.' + near if near else hint}"
-            )
-        if columns.count(name) > 1:
-            raise UserError(f"{key}: two columns are called '{name}'; rename one")
-        return str(name)
-
-    texts: list[str] = []
+    strings = _strings(schema)
     if text is not None:
-        texts = [
-            check(name, "data.text") for name in ([text] if isinstance(text, (str, int)) else list(text))
-        ]
+        names = [text] if isinstance(text, (str, int)) else list(text)
+        texts = [_check_column(schema, name, key, source) for name in names]
         if not 1 <= len(texts) <= 2:
+            example = "--text A B" if key.startswith("--") else f"{key}=[a,b]"
             raise UserError(
-                f"data.text: {len(texts)} columns are named; expected one, or two for pairs (data.text=[a,b])"
+                f"{key}: {len(texts)} columns are named; expected one, or two for pairs ({example})"
             )
-    if label is not None:
-        label = check(label, "data.label")
-    strings = [name for name in columns if _is_text(schema.field(columns.index(name)).type)]
-    if not texts:
+    else:
         found = _named([name for name in strings if name != label], TEXT_NAMES)
         # Every column of a CSV file is text, so there it takes a name, or a named label beside it, to tell
         # which is which.
@@ -181,12 +190,34 @@ def find_columns(schema: pa.Schema, text: Any, label: Any, source: str) -> tuple
             which = (
                 f"{_list(found)} could all be the text"
                 if found
-                else f"none of {_list(columns)} is plainly the text"
+                else f"none of {_list(list(schema.names))} is plainly the text"
             )
-            raise UserError(
-                f"data.text: {which}; name it, data.text=COLUMN, or data.text=[A,B] for pairs{hint}"
+            how = (
+                f"{key} COLUMN, or {key} A B for pairs"
+                if key.startswith("--")
+                else f"{key}=COLUMN, or {key}=[A,B] for pairs"
             )
+            raise UserError(f"{key}: {which}; name it, {how}{_hint(list(schema.names), source)}")
         texts = found
+    for name in texts:
+        if name not in strings:
+            raise UserError(
+                f"{key}: column '{name}' is of type {schema.field(name).type}; expected text. Text "
+                f"columns: {_list(strings) or 'none'}"
+            )
+    return tuple(texts)
+
+
+def find_columns(schema: pa.Schema, text: Any, label: Any, source: str) -> tuple[tuple[str, ...], str]:
+    """Names of the text columns (one or two) and the label column, from the config or by their usual names.
+
+    Raises:
+        UserError: a named column is not there, or nothing is named and it is not plain which column it is.
+    """
+    columns = list(schema.names)
+    if label is not None:
+        label = _check_column(schema, label, "data.label", source)
+    texts = find_texts(schema, text, source, label=label)
     if label is None:
         others = [name for name in columns if name not in texts]
         found = _named(others, LABEL_NAMES)
@@ -198,17 +229,11 @@ def find_columns(schema: pa.Schema, text: Any, label: Any, source: str) -> tuple
                 if found
                 else f"none of {_list(columns)} is plainly the label"
             )
-            raise UserError(f"data.label: {which}; name it, data.label=COLUMN{hint}")
+            raise UserError(f"data.label: {which}; name it, data.label=COLUMN{_hint(columns, source)}")
         label = found[0]
     if label in texts:
         raise UserError(f"data.label: '{label}' is also data.text; name another column")
-    for name in texts:
-        if not _is_text(schema.field(name).type):
-            raise UserError(
-                f"data.text: column '{name}' is of type {schema.field(name).type}; expected text. Text "
-                f"columns: {_list(strings) or 'none'}"
-            )
-    return tuple(texts), label
+    return texts, label
 
 
 # ---- corpus

@@ -80,14 +80,10 @@ class Model:
         """
         columns = self._columns(texts)
         network = self.network
-        parts = [
-            network.probabilities(network(batch)) for batch in self._batches(columns, batch_size)
-        ]
+        parts = [network.probabilities(network(batch)) for batch in self._batches(columns, batch_size)]
         return _whole(parts, len(self.classes), as_list)
 
-    def predict(
-        self, texts: Sequence[Any], *, batch_size: int = BATCH_SIZE, as_list: bool = False
-    ) -> Any:
+    def predict(self, texts: Sequence[Any], *, batch_size: int = BATCH_SIZE, as_list: bool = False) -> Any:
         """The class of each text, (n,) names; for multi-label (n, C) zeros and ones, int64.
 
         As lists: n names, for multi-label n lists of the names of the classes above one half.
