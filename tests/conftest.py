@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,11 +32,15 @@ def composed() -> Callable[..., DictConfig]:
 @pytest.fixture
 def runs(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> Runs:
     """Runs in the test's own folder, without pictures: they take longer than all the rest of a small run."""
+    without_pictures(monkeypatch)
+    return Runs(tmp_path)
+
+
+def without_pictures(patch: pytest.MonkeyPatch) -> None:
     from textbed.runs import pictures
 
     for name in ("draw_learning_curves", "draw_confusion", "draw_table"):
-        monkeypatch.setattr(pictures, name, lambda *args, **kwargs: None)
-    return Runs(tmp_path)
+        patch.setattr(pictures, name, lambda *args, **kwargs: None)
 
 
 @pytest.fixture
@@ -53,7 +57,7 @@ def topics(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], RunFolder]]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunFolder]:
     """Finished runs to look at, not to change, made when first asked for: ``words`` is a plain one,
     ``pairs`` reads pairs of texts in subwords, ``multilabel`` has several classes a document, in characters.
     """
@@ -78,14 +82,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
                 ]
                 path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
                 given = [*on(path, "data=json"), "tokenizer=characters"]
-            made[name] = Runs(folder)(*given, "report.embedding=false", "trainer.max_epochs=1")
+            with pytest.MonkeyPatch.context() as patch:
+                for key in ("TEXTBED_MIRROR", "TEXTBED_CACHE"):
+                    patch.delenv(key, raising=False)
+                without_pictures(patch)
+                made[name] = Runs(folder)(*given, "report.embedding=false", "trainer.max_epochs=1")
         return made[name]
 
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("TEXTBED_MIRROR", "TEXTBED_CACHE"):
-            patch.delenv(name, raising=False)
-        from textbed.runs import pictures
-
-        for name in ("draw_learning_curves", "draw_confusion", "draw_table"):
-            patch.setattr(pictures, name, lambda *args, **kwargs: None)
-        yield run
+    return run

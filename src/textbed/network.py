@@ -1,4 +1,4 @@
-"""The network itself: front end -> head -> activation -> dropout -> linear, and what it takes to make it again.
+"""The network itself: front end -> head -> dropout -> linear, and what it takes to make it again.
 
 Stands on torch alone. :class:`~textbed.classifier.TextClassifier` is this and its training; what a run
 leaves, or what was exported from it, becomes a network again by :func:`rebuild`.

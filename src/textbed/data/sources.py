@@ -215,9 +215,11 @@ def find_columns(schema: pa.Schema, text: Any, label: Any, source: str) -> tuple
         UserError: a named column is not there, or nothing is named and it is not plain which column it is.
     """
     columns = list(schema.names)
+    texts = find_texts(schema, text, source) if text is not None else ()
     if label is not None:
         label = _check_column(schema, label, "data.label", source)
-    texts = find_texts(schema, text, source, label=label)
+    if not texts:
+        texts = find_texts(schema, text, source, label=label)
     if label is None:
         others = [name for name in columns if name not in texts]
         found = _named(others, LABEL_NAMES)
