@@ -163,7 +163,8 @@ def compare(
 
     # a key that is compared by itself is no detail of its config group as well
     details = [key for key in differing if key not in by]
-    labels = [tuple(_label(run, key, runs, details) for key in by) or ("all",) for run in runs]
+    labellers = [_labeller(key, runs, details) for key in by]
+    labels = [tuple(label(run) for label in labellers) or ("all",) for run in runs]
     members: dict[tuple[str, ...], list[Run]] = {}
     for label, run in sorted(zip(labels, runs, strict=True), key=lambda one: one[0]):
         members.setdefault(label, []).append(run)
@@ -171,12 +172,10 @@ def compare(
     averaged = _keys_to_compare(
         runs, [key for key in others if any(len(_values(inside, key)) > 1 for inside in members.values())]
     )
+    within = [_labeller(key, runs, others) for key in averaged]
 
     def repeat(run: Run) -> tuple[str, ...]:
-        return (
-            *(_label(run, key, runs, others) for key in averaged),
-            *(_plain(run.config.get(key)) for key in REPEATS),
-        )
+        return (*(label(run) for label in within), *(_plain(run.config.get(key)) for key in REPEATS))
 
     groups = [Group(label, _by_repeat(inside, repeat, notes)) for label, inside in members.items()]
     for group in groups:
@@ -264,16 +263,24 @@ def _keys_to_compare(runs: Sequence[Run], differing: Sequence[str]) -> list[str]
     return sorted(by, key=lambda name: place.get(name.partition(".")[0], len(place)))
 
 
-def _label(run: Run, key: str, runs: Sequence[Run], differing: Sequence[str]) -> str:
-    """What a group is called: of a config group its option, and the keys in which runs of it differ."""
+def _labeller(key: str, runs: Sequence[Run], differing: Sequence[str]) -> Callable[[Run], str]:
+    """What groups are called: of a config group its option, and the keys in which runs of it differ."""
     inside = [name for name in differing if name.startswith(f"{key}.")]
     if not inside:
-        return _plain(run.get(key))
-    choice = run.choice(key)
-    alike = [one for one in runs if one.choice(key) == choice]
-    apart = [name for name in inside if len(_values(alike, name)) > 1]
-    details = [f"{name.removeprefix(f'{key}.')}={_plain(run.config.get(name))}" for name in apart]
-    return " ".join([str(choice), *details])
+        return lambda run: _plain(run.get(key))
+    alike: dict[str | None, list[Run]] = {}
+    for run in runs:
+        alike.setdefault(run.choice(key), []).append(run)
+    apart = {
+        choice: [name for name in inside if len(_values(some, name)) > 1] for choice, some in alike.items()
+    }
+
+    def label(run: Run) -> str:
+        choice = run.choice(key)
+        details = [f"{name.removeprefix(f'{key}.')}={_plain(run.config.get(name))}" for name in apart[choice]]
+        return " ".join([str(choice), *details])
+
+    return label
 
 
 def _plain(value: Any) -> str:
