@@ -6,7 +6,7 @@ Makes the file (about 1 GB with the default sizes; kept in --folder for the next
 a seed. Ours reads the rows of the vocabulary into a matrix, first without and then with its cache; gensim
 reads the whole file, as it knows no vocabulary, and the rows are taken from it outside of its time. Both read
 the file from the memory of the system, as it is read once beforehand. The figures must agree to the last bit
-of float32. Needs gensim (pip install -e '.[vectors]'). Ends in one JSON line.
+of float32. Ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import gensim
 import numpy as np
 import pyarrow as pa
 from machine import processor
@@ -52,11 +53,7 @@ def main() -> int:
     if min(given.rows, given.width, given.words, given.repeats) < 1:
         print("--rows, --width, --words and --repeats must be at least 1", file=sys.stderr)
         return 2
-    try:
-        import gensim
-    except ImportError:
-        print("needs gensim: pip install -e '.[vectors]'", file=sys.stderr)
-        return 2
+    given.folder.mkdir(parents=True, exist_ok=True)
     path = given.folder / f"textbed-vectors-{given.rows}x{given.width}.txt"
     if not path.exists():
         print(f"writing {path}", flush=True)
