@@ -186,6 +186,11 @@ def test_the_check_fills_in_defaults_and_leaves_its_argument_alone(composed: Com
     assert checked.data.mirror is None  # resolved
 
 
+def test_n_grams_are_32_wide_or_as_wide_as_the_words_vectors(composed: Compose, here: Path):
+    for given, dim in ([], 32), (["embedding.vectors=vectors.txt"], 3), (["embedding.dim=7"], 7):
+        assert config.check(composed("embedding=ngrams", *given)).embedding.dim == dim
+
+
 @pytest.mark.parametrize(
     "given",
     [["embedding=frozen", "embedding.train_missing=true"], ["embedding=adapted"], ["embedding=projected"]],
@@ -409,6 +414,10 @@ MISTAKES = {
         ["embedding=frozen", "embedding.vectors=vectors.txt", "embedding.weight_decay=0.1"],
         ["embedding.weight_decay=0.1", "frozen", "embedding.weight_decay=null"],
     ),
+    "frozen that has a gradient": (
+        ["embedding=frozen", "embedding.vectors=vectors.txt", "embedding.scale_grad_by_freq=true"],
+        ["embedding.scale_grad_by_freq=true", "frozen", "embedding=finetuned"],
+    ),
     "row without a vector": (
         ["embedding=frozen", "embedding.vectors=vectors.txt", "embedding.missing=meen"],
         ["embedding.missing=meen", "random, zeros, mean, shared", "Did you mean 'mean'?"],
@@ -454,7 +463,7 @@ MISTAKES = {
         ["head.dense_dropout=0.5", "no layers", "head.dense=[300]", "head.dense_dropout=0.0"],
     ),
     "sparse n-grams beside frozen words": (
-        ["embedding=ngrams", "embedding.vectors=vectors.txt", "embedding.dim=null",
+        ["embedding=ngrams", "embedding.vectors=vectors.txt",
          "embedding.trainable=false", "embedding.gradient=sparse"],
         ["embedding.gradient=sparse", "Adam", "embedding.gradient=lazy"],
     ),
@@ -579,7 +588,7 @@ MISTAKES = {
     ),
     "scheduler of a frozen table": (
         ["embedding=frozen", "embedding.vectors=vectors.txt", "+scheduler@embedding.scheduler=linear"],
-        ["embedding.scheduler=", "frozen", "embedding.scheduler=null"],
+        ["embedding.scheduler=torch.optim.lr_scheduler.LinearLR", "frozen", "embedding.scheduler=null"],
     ),
     "all words dropped": (["embedding.word_dropout=1.0"], ["embedding.word_dropout=1.0", "below 1"]),
     "negative noise": (["embedding.noise=-0.1"], ["embedding.noise=-0.1", "at least 0"]),

@@ -346,7 +346,8 @@ class TextClassifier(Network, pl.LightningModule):
         if any(table.frozen for table in self.thawing):
             rank_zero_warn(
                 "training ended before the table thawed; lower embedding.frozen_epochs or "
-                "embedding.frozen_steps, or raise callbacks.early_stopping.patience"
+                "embedding.frozen_steps, or train longer (trainer.max_epochs, "
+                "callbacks.early_stopping.patience)"
             )
 
     def on_train_epoch_end(self) -> None:

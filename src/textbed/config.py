@@ -581,13 +581,15 @@ def _check_what_learns(node: dict[str, Any], option: str | None, always: bool) -
         ("lr", "a frozen table learns nothing"),
         ("weight_decay", "a frozen table must not shrink"),
         ("scheduler", "a frozen table learns nothing"),
+        ("scale_grad_by_freq", "a frozen table has no gradient"),
     ):
-        if node.get(name) is not None:
+        value, none = node.get(name), "false" if node.get(name) is True else "null"
+        if value is not None and value is not False:
             raise wrong(
                 f"embedding.{name}",
-                node[name],
+                value.get("_target_") if name == "scheduler" else value,
                 f"{reason} (embedding.trainable=false); "
-                f"give embedding.{name}=null, or choose embedding=finetuned.",
+                f"give embedding.{name}={none}, or choose embedding=finetuned.",
             )
 
 

@@ -144,12 +144,25 @@ def _for_the_screen(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING or "profilers" in record.name
 
 
+_usual_warning = warnings.formatwarning
+
+
+def _warning_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our own warnings speak to the user: the place in our code and the line there say nothing to them."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        return f"warning: {message}\n"
+    return _usual_warning(message, category, filename, lineno, line)
+
+
 def _quieten() -> None:
     """Lightning's notes go to log.txt; on the screen only what a person has to act on."""
     for name in (None, "lightning", "lightning.pytorch", "lightning.fabric"):
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
                 handler.addFilter(_for_the_screen)
+    warnings.formatwarning = _warning_line
     # Lightning's own, about itself: nothing that a user of this template could change.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -17,6 +17,7 @@ from textbed.batch import TokenBatch
 from textbed.embedding.hashed import Hashed, hashed_rows
 from textbed.embedding.table import Table
 from textbed.errors import UserError
+from textbed.schema import PASSED_ON, RECIPE_KEYS
 
 MODES = ["sum", "mean", "max"]
 TOKENS = ["<pad>", "<unk>", "the", "film", "café", "日本語", "a", "was"]
@@ -219,10 +220,8 @@ def test_a_word_for_every_row():
 
 def test_the_config_builds_what_it_says():
     with hydra.initialize(version_base="1.3", config_path="../../configs"):
-        settings = OmegaConf.to_container(hydra.compose("embedding/hashed").embedding)
-    assert isinstance(settings, dict)
-    for key in ("vectors", "gradient", "lr", "weight_decay"):
-        settings.pop(key)
+        settings = OmegaConf.to_container(hydra.compose("embedding/hashed"), resolve=True)["embedding"]
+    settings = {key: value for key, value in settings.items() if key not in RECIPE_KEYS or key in PASSED_ON}
     settings |= {"num_embeddings": V, "tokens": TOKENS, "padding_idx": PAD}
     model = hydra.utils.instantiate(settings)
     assert model.importance is not None

@@ -17,6 +17,7 @@ from textbed.batch import TokenBatch
 from textbed.embedding.ngrams import NGrams, _unsigned_remainder
 from textbed.embedding.table import Table
 from textbed.errors import UserError
+from textbed.schema import PASSED_ON, RECIPE_KEYS
 
 MODES = ["sum", "mean", "max"]
 TOKENS = ["<pad>", "<unk>", "the", "film", "film's", "café", "日本語", "a", "was", "not", "good", "naïveté"]
@@ -405,10 +406,8 @@ def test_a_word_for_every_row():
 
 def test_the_config_builds_what_it_says():
     with hydra.initialize(version_base="1.3", config_path="../../configs"):
-        settings = OmegaConf.to_container(hydra.compose("embedding/ngrams").embedding)
-    assert isinstance(settings, dict)
-    for key in ("vectors", "case", "gradient", "lr", "weight_decay"):
-        settings.pop(key, None)
+        settings = OmegaConf.to_container(hydra.compose("embedding/ngrams"), resolve=True)["embedding"]
+    settings = {key: value for key, value in settings.items() if key not in RECIPE_KEYS or key in PASSED_ON}
     settings |= {"num_embeddings": V, "tokens": TOKENS, "padding_idx": PAD}
     model = hydra.utils.instantiate(settings)
     assert (model.word_ngrams, model.min_char, model.max_char) == (2, None, None)

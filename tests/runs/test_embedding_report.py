@@ -108,6 +108,7 @@ def test_words_without_a_vector() -> None:
     assert report.content["without_vector"] == {
         "types": 2,
         "tokens": 10,
+        "outside_vocabulary": {"types": 0, "tokens": 0},
         "commonest": [{"word": "nest", "count": 9}, {"word": "mast", "count": 1}],
     }
     assert report.content["coverage"]["train"]["with_vector"]["tokens"] == 12
@@ -216,6 +217,11 @@ def test_a_whole_run(
     lacking = sorted((-train[word], word) for word in vocabulary - have)
     assert content["without_vector"]["types"] == len(lacking)
     assert content["without_vector"]["tokens"] == -sum(count for count, _ in lacking)
+    rare = train.keys() - vocabulary
+    assert content["without_vector"]["outside_vocabulary"] == {
+        "types": len(rare),
+        "tokens": sum(train[word] for word in rare),
+    }
     commonest = [(-one["count"], one["word"]) for one in content["without_vector"]["commonest"]]
     assert commonest == lacking[:50]
 

@@ -200,7 +200,7 @@ def make_report(
             ).as_dict()
             for split, (known, unknown) in texts.items()
         },
-        "without_vector": None if found is None else _without_vector(tokens, texts["train"][0], found),
+        "without_vector": None if found is None else _without_vector(tokens, *texts["train"], found),
         "training": {
             "in_training_text": int(in_text.sum()),
             "moved": int(moved.sum()),
@@ -232,12 +232,15 @@ def _round(front_end: FrontEnd, trained: Mapping[str, Tensor]) -> None:
             value.copy_(value.to(trained[name].dtype))
 
 
-def _without_vector(tokens: Sequence[str], counts: np.ndarray, found: np.ndarray) -> dict[str, Any]:
+def _without_vector(
+    tokens: Sequence[str], counts: np.ndarray, unknown: np.ndarray, found: np.ndarray
+) -> dict[str, Any]:
     lacking = (counts > 0) & ~found
     commonest = report.largest(counts, LISTED, lacking)
     return {
         "types": int(lacking.sum()),
         "tokens": int(counts[lacking].sum()),
+        "outside_vocabulary": {"types": int(np.count_nonzero(unknown)), "tokens": int(unknown.sum())},
         "commonest": [{"word": tokens[row], "count": int(counts[row])} for row in commonest],
     }
 

@@ -284,9 +284,10 @@ def _without_vector(axes: Axes, height: float, lacking: Mapping[str, Any]) -> No
                 parse_math=False,
             )  # fmt: skip
     if not lacking["commonest"]:
-        axes.text(
-            0, 1, "none: every word has one", transform=axes.transAxes, va="top", fontsize=9, color=_INK
-        )
+        said = "none: every word of the vocabulary has one"
+        if rare := lacking["outside_vocabulary"]["types"]:
+            said += f";\n{rare:,} that are left out of it have no row"
+        axes.text(0, 1, said, transform=axes.transAxes, va="top", fontsize=9, color=_INK)
 
 
 def _moves(axes: Axes, report: TableReport) -> None:
