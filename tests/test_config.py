@@ -776,7 +776,7 @@ def test_the_traceback_is_there_for_those_who_ask(tmp_path: Path):
 STANDIN = f"""
 import sys, types
 training = types.ModuleType("textbed.training")
-def train(cfg, overrides):
+def train(cfg, overrides, choices):
     print("environment", __import__("os").environ.get("HYDRA_FULL_ERROR"))
     if cfg.seed == 7: raise KeyboardInterrupt
     if cfg.seed == 8: raise RuntimeError("ours")
