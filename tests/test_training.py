@@ -351,6 +351,13 @@ def test_vectors_trained_on_the_training_split(runs: Runs, topics: Path) -> None
     assert taken == [1, 1, 2]
 
 
+def test_special_rows_of_a_file_are_no_coverage(runs: Runs, topics: Path) -> None:
+    file = runs.folder / "vectors.txt"
+    file.write_text("<pad> 0 0 0\n<unk> 1 2 3\n")
+    with pytest.raises(UserError, match="has a vector for none of the"):
+        runs(*on(topics, "embedding=frozen", f"embedding.vectors='{file}'", "embedding.dim=null"))
+
+
 def test_spellings_reach_the_vectors(runs: Runs, topics: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = runs.folder / "vectors.txt"
     file.write_text("Owl 1 2 3\nnest 4 5 6\n")

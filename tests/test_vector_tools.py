@@ -92,6 +92,15 @@ def test_info_says_how_much_of_a_data_set_is_covered(tmp_path):
     assert tokens(["exact", "title"]) == pytest.approx(whole, abs=3)  # of all documents, not train alone
 
 
+def test_info_takes_special_rows_for_no_coverage(tmp_path):
+    data = write_csv(tmp_path / "d.csv", documents(60))
+    (tmp_path / "v.txt").write_text("<pad> 0 0\n<unk> 1 2\nchat 3 4\n")
+    overrides = ["data=csv", f"data.path='{data}'", f"paths.cache='{tmp_path}/cache'"]
+    with pytest.raises(UserError, match="has a vector for none of the") as error:
+        vector_tools.info(str(tmp_path / "v.txt"), data=overrides)
+    assert "<" not in str(error.value)
+
+
 def test_neighbours_are_those_of_the_largest_cosine(file, monkeypatch):
     from textbed.embedding.vectors import files
 
@@ -104,6 +113,18 @@ def test_neighbours_are_those_of_the_largest_cosine(file, monkeypatch):
         assert vector_tools.neighbours(str(file), [word], 4) == expected
     with pytest.raises(UserError, match="has no vector for 'zzz'"):
         vector_tools.neighbours(str(file), ["w3", "zzz"])
+
+
+def test_words_without_neighbours_are_named_with_what_is_near(tmp_path):
+    (tmp_path / "v.txt").write_text("castle 1 2\nCart 3 4\nhat 5 6\n")
+
+    def said(*words):
+        with pytest.raises(UserError) as error:
+            vector_tools.neighbours(str(tmp_path / "v.txt"), words)
+        return str(error.value).removeprefix(f"{tmp_path}/v.txt: ")
+
+    assert said("cassle") == "has no vector for 'cassle'. Did you mean 'castle'?"
+    assert said("hat", "cart", "zzz") == "has no vector for 'cart', 'zzz'. Did you mean 'Cart'?"
 
 
 @pytest.mark.parametrize("method", ["word2vec", "fasttext"])

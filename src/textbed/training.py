@@ -567,6 +567,7 @@ def _vectors(cfg: DictConfig, data: TextDataModule) -> tuple[np.ndarray, np.ndar
             cfg.embedding.vectors,
             data.tokenizer.tokens,
             more=unseen,
+            special=(data.tokenizer.pad_id, data.tokenizer.unk_id),
             case=cfg.embedding.case,
             pieces=cfg.tokenizer.kind == "subwords",
             cache=cache,

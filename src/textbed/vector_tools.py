@@ -17,7 +17,7 @@ import numpy as np
 
 from textbed.data.records import written_atomically
 from textbed.embedding.vectors import open_vectors, read
-from textbed.embedding.vectors.files import BLOCK, Batch, opened
+from textbed.embedding.vectors.files import BLOCK, Batch, Source, opened
 from textbed.errors import UserError, nearest
 
 ENDINGS = (".txt", ".vec", ".npz", ".safetensors")
@@ -62,8 +62,9 @@ def _coverage(path: str, overrides: Sequence[str], case: Sequence[str]) -> list[
     """Shares of the words, and of each split's tokens, that have a vector; the commonest that have none."""
     data, cache = _corpus(overrides)
     tokens = data.tokenizer.tokens
-    _, found = read(path, tokens, case=case, pieces=data.tokenizer.kind == "subwords", cache=cache)
-    special = {data.tokenizer.pad_id, data.tokenizer.unk_id}
+    special = (data.tokenizer.pad_id, data.tokenizer.unk_id)
+    pieces = data.tokenizer.kind == "subwords"
+    _, found = read(path, tokens, special=special, case=case, pieces=pieces, cache=cache)
     own = np.array([row not in special for row in range(len(tokens))])
     lines = [
         f"words    {found[own].mean():.1%} of the {own.sum():,} words of the training split have a vector"
@@ -345,10 +346,11 @@ def neighbours(path: str, words: Sequence[str], count: int = 10) -> list[str]:
     file are made of their parts, where the format can.
     """
     source = open_vectors(path)
-    matrix, found = read(path, words)
+    matrix, found = read(path, (), more=words)  # none of them is a vocabulary that must be covered
     missing = [word for word, there in zip(words, found, strict=True) if not there]
     if missing:
-        raise UserError(f"{path}: has no vector for {', '.join(map(repr, missing))}")
+        near = "".join(nearest(word, _alike(source, word)) for word in missing)
+        raise UserError(f"{path}: has no vector for {', '.join(map(repr, missing))}.{near}")
     asked = _unit(matrix)
     best: list[list[tuple[float, str]]] = [[] for _ in words]
     for batch in source.stream(None):
@@ -361,6 +363,16 @@ def neighbours(path: str, words: Sequence[str], count: int = 10) -> list[str]:
         line
         for word, near in zip(words, best, strict=True)
         for line in (word, *(f"  {cosine:.3f}  {other}" for cosine, other in near))
+    ]
+
+
+def _alike(source: Source, word: str) -> list[str]:
+    """The words of a file that a slip of the fingers may have made ``word`` of: of its first letter, either
+    case, and about its length. Few are left to weigh, which costs more for each than reading it did.
+    """
+    words = (other.decode(errors="replace") for batch in source.stream(None) for other in batch.words)
+    return [
+        other for other in words if other[:1].lower() == word[:1].lower() and abs(len(other) - len(word)) <= 2
     ]
 
 

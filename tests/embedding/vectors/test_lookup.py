@@ -133,6 +133,21 @@ def test_no_coverage_is_an_error_and_not_remembered(tmp_path):
             vectors.read(path, ["le", "chat"], cache=tmp_path / "cache")
 
 
+def test_special_rows_are_no_coverage(tmp_path):
+    """A file's own rows for padding and the unknown are no words, nor are they shown as such."""
+    path, cache = tmp_path / "v.txt", tmp_path / "cache"
+    path.write_bytes(b"<pad> 0 0\n<unk> 3 4\ndog 5 6\n")
+    tokens = ["le", "<pad>", "<unk>", "chat"]
+    vectors.read(path, tokens, cache=cache)  # what is remembered of other special rows is no way past it
+    for place in (None, cache):
+        with pytest.raises(UserError, match="has a vector for none of the 2 words") as error:
+            vectors.read(path, tokens, special=(1, 2), cache=place)
+        assert "which begins with 'le', 'chat';" in str(error.value)
+    matrix, found = vectors.read(path, ["<pad>", "<unk>", "dog"], special=(0, 1))
+    assert found.tolist() == [True, True, True]
+    assert matrix.tolist() == [[0, 0], [3, 4], [5, 6]]
+
+
 def test_words_beside_the_vocabulary_are_read_with_it(tmp_path):
     path, cache = tmp_path / "v.txt", tmp_path / "cache"
     path.write_bytes(TEXT)
@@ -144,6 +159,8 @@ def test_words_beside_the_vocabulary_are_read_with_it(tmp_path):
     vectors.read(path, ["le", "dog"], cache=cache)
     with pytest.raises(UserError, match="has a vector for none of the 1 words"):
         vectors.read(path, ["le"], more=["dog"], cache=cache)
+    # Without a vocabulary there is nothing to cover.
+    assert vectors.read(path, [], more=["le"])[1].tolist() == [False]
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):

@@ -129,6 +129,7 @@ def read(
     words: Iterable[str],
     *,
     more: Sequence[str] = (),
+    special: Sequence[int] = (),
     case: Sequence[str] = ("exact",),
     pieces: bool = False,
     cache: Path | None = None,
@@ -139,6 +140,8 @@ def read(
         path: a file or folder of vectors, or OWNER/NAME of a model on the hub.
         words: V words, a list or an Arrow array.
         more: K words beside the vocabulary, whose rows follow; it is no error if none of these has any.
+        special: which of the V are no words but rows for padding and the unknown: that a file has them too
+            says nothing of what it covers.
         case: spellings under which a word is looked up, in this order: ``exact``, ``lower``, ``title``. Rows
             that the file holds come first; only then are rows composed, where the format can.
         pieces: whether the words are pieces of a subword tokenizer: nothing is then composed for them.
@@ -151,7 +154,7 @@ def read(
         UserError: what ``open_vectors`` raises; and, with line or row, what is wrong with the rows that are
             read: of another width, not numbers or not finite, a word that comes twice with different vectors
             or is not UTF-8, fewer or more rows than the file promises;
-            or a file that has none of the V words.
+            or a file that has none of the V words, where there are any.
     """
     words = words.to_pylist() if hasattr(words, "to_pylist") else list(words)
     vocabulary, words = len(words), [*words, *more]
@@ -170,21 +173,29 @@ def read(
         hashes = [value for value in remembered if value is not None]
         kept = recall(entry(hashes), shape) if len(hashes) == len(remembered) else None
         if kept is not None:
+            _check_covered(path, words[:vocabulary], kept[1], special)
             return kept
         # Hashing takes as long as reading, but another core, and only at the first look at a file.
         with ThreadPoolExecutor(1) as pool:
             hashing = pool.submit(lambda: [content_hash(file, cache) for file in source.files()])
             matrix, found = _look_up(source, words, width, case, pieces)
             kept_as = entry(hashing.result())
-    if not found[:vocabulary].any():
-        some = ", ".join(repr(word) for word in words[:5])
-        raise UserError(
-            f"{path}: has a vector for none of the {vocabulary:,} words of the vocabulary, which begins with "
-            f"{some}; is it of another language, case or tokenizer?"
-        )
+    _check_covered(path, words[:vocabulary], found, special)
     if cache is not None:
         keep(kept_as, matrix, found)
     return matrix, found
+
+
+def _check_covered(
+    path: str | Path, vocabulary: Sequence[str], found: np.ndarray, special: Sequence[int]
+) -> None:
+    own = np.delete(np.arange(len(vocabulary)), list(special))
+    if len(own) and not found[own].any():
+        some = ", ".join(repr(vocabulary[row]) for row in own[:5])
+        raise UserError(
+            f"{path}: has a vector for none of the {len(own):,} words of the vocabulary, which begins with "
+            f"{some}; is it of another language, case or tokenizer?"
+        )
 
 
 def _look_up(
