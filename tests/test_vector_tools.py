@@ -75,6 +75,58 @@ def test_info(file):
     ]
 
 
+def test_info_without_words_has_no_line_of_them(file):
+    assert [line.split()[0] for line in vector_tools.info(str(file), first=0)] == [
+        "file",
+        "format",
+        "rows",
+        "norms",
+    ]
+    with pytest.raises(UserError, match="--first -1: expected a whole number of at least 0"):
+        vector_tools.info(str(file), first=-1)
+
+
+def test_info_names_words_that_come_twice(tmp_path, monkeypatch):
+    from textbed.embedding.vectors import files
+
+    def said(text):
+        (tmp_path / "v.txt").write_text(text)
+        return [line for line in vector_tools.info(str(tmp_path / "v.txt")) if line.startswith("twice")]
+
+    assert said("a 1 2\nb 3 4\n") == []
+    same = (
+        "twice    1 word comes more than once, with the same numbers each time, such as 'a' in lines 1 and 3"
+    )
+    for size in (files.BLOCK, 16):
+        monkeypatch.setattr(files, "BLOCK", size)
+        assert said("a 1 2\nb 3 4\na 1 2\n") == [same]
+        assert said("a 1 2\nb 3 4\na 1 2\nb 3 5\nb 3 6\n") == [
+            "twice    2 words come more than once, 1 with other numbers than before, "
+            "such as 'b' in lines 2 and 4; a training run that looks it up is refused: "
+            "remove one line, or keep the first of each with convert"
+        ]
+
+
+def test_a_last_line_without_an_end_is_doubted_once(tmp_path, capsys):
+    (tmp_path / "v.txt").write_text("the 1 2\nowl 3 4")
+    for verb, more in (("info", ()), ("neighbours", (["owl"],)), ("convert", (tmp_path / "out.npz",))):
+        getattr(vector_tools, verb)(str(tmp_path / "v.txt"), *more)
+        assert capsys.readouterr().err.count("v.txt: line 2, the last, has no line end") == 1
+    data = write_csv(tmp_path / "d.csv", documents(60))
+    overrides = ["data=csv", f"data.path='{data}'", f"paths.cache='{tmp_path}/cache'"]
+    vector_tools.info(str(tmp_path / "v.txt"), data=overrides)
+    assert capsys.readouterr().err.count("has no line end") == 1
+
+
+def test_what_cannot_be_written_is_named_beside_what_can(file, tmp_path):
+    with pytest.raises(UserError) as error:
+        vector_tools.convert(str(file), tmp_path / "c.bin")
+    assert str(error.value) == (
+        f"--to {tmp_path}/c.bin: .bin, word2vec's or fastText's binary format, cannot be written; "
+        "expected a file that ends in .txt, .vec, .npz, .safetensors"
+    )
+
+
 def test_info_says_how_much_of_a_data_set_is_covered(tmp_path):
     data = write_csv(tmp_path / "d.csv", documents(60))
     (tmp_path / "v.txt").write_text("Owl 1 2\nnest 3 4\n")
@@ -124,6 +176,7 @@ def test_words_without_neighbours_are_named_with_what_is_near(tmp_path):
         return str(error.value).removeprefix(f"{tmp_path}/v.txt: ")
 
     assert said("cassle") == "has no vector for 'cassle'. Did you mean 'castle'?"
+    assert said("CART") == "has no vector for 'CART'. Did you mean 'Cart'?"  # no letter but one is the same
     assert said("hat", "cart", "zzz") == "has no vector for 'cart', 'zzz'. Did you mean 'Cart'?"
 
 
@@ -155,6 +208,11 @@ def test_fasttext_keeps_its_subwords_in_bin(tmp_path):
         (["a.txt"], "v.bin", {}, "only --method fasttext writes .bin"),
         (["a.txt"], "v.npz", {"min_count": 99}, "no word of the text occurs 99 times"),
         (["bad.txt"], "v.npz", {}, "bad.txt: is not UTF-8 text"),
+        (["a.txt"], "v.npz", {"dim": 0}, "--dim 0: expected a whole number of at least 1"),
+        (["a.txt"], "v.npz", {"min_count": 0}, "--min-count 0: expected a whole number of at least 1"),
+        (["a.txt"], "v.npz", {"epochs": 0}, "--epochs 0: expected a whole number of at least 1"),
+        (["a.txt"], "v.npz", {"window": -2}, "--window -2: expected a whole number of at least 1"),
+        (["a.txt"], "v.npz", {"seed": -1}, "--seed -1: expected a whole number of at least 0"),
     ],
 )
 def test_train_refuses_in_one_line(tmp_path, monkeypatch, texts, to, more, message):

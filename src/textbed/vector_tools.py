@@ -9,7 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import numpy as np
 
 from textbed.data.records import written_atomically
 from textbed.embedding.vectors import open_vectors, read
-from textbed.embedding.vectors.files import BLOCK, Batch, Source, opened
+from textbed.embedding.vectors.files import BLOCK, Batch, Source, opened, shown
 from textbed.errors import UserError, nearest
+from textbed.runs.folder import say
 
 ENDINGS = (".txt", ".vec", ".npz", ".safetensors")
 
@@ -29,17 +30,25 @@ ENDINGS = (".txt", ".vec", ".npz", ".safetensors")
 def info(path: str, first: int = 10, data: Sequence[str] = (), case: Sequence[str] = ("exact",)) -> list[str]:
     """Format, rows, width, first words and norms of a file; with ``data`` how much of a data set it covers.
 
-    Reads the whole file once.
+    Reads the whole file, and once more where words come twice; holds its words in memory.
 
     Args:
+        first: how many words to show; 0 for none.
         data: overrides of the configuration that choose a data set, such as ``data=mr``; empty for none.
     """
+    _at_least("--first", first, 0)
     source = open_vectors(path)
     rows = 0
     words: list[bytes] = []
+    seen: set[bytes] = set()
+    again: dict[bytes, int] = {}
     norms = []
     for batch in source.stream(None):
         rows += len(batch.words)
+        for word in batch.words:
+            if word in seen:
+                again[word] = 0
+            seen.add(word)
         words += batch.words[: first - len(words)] if len(words) < first else []
         norms.append(np.linalg.norm(batch.vectors, axis=1))
     norm = np.concatenate(norms) if norms else np.zeros(1)
@@ -48,14 +57,48 @@ def info(path: str, first: int = 10, data: Sequence[str] = (), case: Sequence[st
     lines = [
         f"file     {path}",
         f"format   {source.format}",
-        f"rows     {rows:,} of {source.peek()[1]} numbers",
-        f"words    {named}{', …' if rows > len(words) else ''}",
+        f"rows     {rows:,} of {source.peek()[1]:,} numbers",
+        *([f"words    {named}{', …' if rows > len(words) else ''}"] if first else []),
         f"norms    {quantiles[0]:.3g} to {quantiles[2]:.3g}, median {quantiles[1]:.3g}",
     ]
     if source.composes:
         parts = "pieces" if source.pieces else "character n-grams"
         lines.append(f"beyond   words that it does not hold are made of their {parts}")
-    return lines + (_coverage(path, data, case) if data else [])
+    if again:
+        lines.append(f"twice    {_repeated(source, again)}")
+    if data:
+        lines += _coverage(path, data, case)
+    elif source.doubt is not None:
+        say(source.doubt)  # coverage reads the file as training does, and says so itself
+    return lines
+
+
+def _repeated(source: Source, words: Mapping[bytes, int]) -> str:
+    """A line on words that come more than once, and whether they do with the same numbers."""
+    first: dict[bytes, tuple[int, np.ndarray]] = {}
+    same: list[tuple[bytes, int]] = []
+    other: list[tuple[bytes, int]] = []
+    for batch in source.stream(words):
+        for word, number, vector in zip(*batch, strict=True):
+            if word not in first:
+                first[word] = number, vector
+            else:
+                (same if np.array_equal(first[word][1], vector) else other).append((word, number))
+    word, number = (other or same)[0]
+    where = f"'{shown(word)}' in {source.unit}s {first[word][0]:,} and {number:,}"
+    come = f"{len(words):,} {'word comes' if len(words) == 1 else 'words come'} more than once"
+    if not other:
+        return f"{come}, with the same numbers each time, such as {where}"
+    differ = len({word for word, _ in other})
+    return (
+        f"{come}, {differ:,} with other numbers than before, such as {where}; a training run that looks it "
+        f"up is refused: remove one {source.unit}, or keep the first of each with convert"
+    )
+
+
+def _at_least(option: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"{option} {value}: expected a whole number of at least {least}")
 
 
 def _coverage(path: str, overrides: Sequence[str], case: Sequence[str]) -> list[str]:
@@ -136,7 +179,9 @@ def convert(path: str, to: Path) -> list[str]:
                 )
 
     count = write(to, rows(), source.peek()[1])
-    lines = [f"{to}: {count:,} rows of {source.peek()[1]} numbers, from {source.format}"]
+    if source.doubt is not None:
+        say(source.doubt)
+    lines = [f"{to}: {count:,} rows of {source.peek()[1]:,} numbers, from {source.format}"]
     if skipped:
         lines.append(f"{skipped:,} rows of words that came before were left out")
     return lines
@@ -144,6 +189,11 @@ def convert(path: str, to: Path) -> list[str]:
 
 def check_output(to: Path) -> None:
     """Raise UserError for an output of an unknown ending."""
+    if to.suffix == ".bin":
+        raise UserError(
+            f"--to {to}: .bin, word2vec's or fastText's binary format, cannot be written; expected a file "
+            f"that ends in {', '.join(ENDINGS)}"
+        )
     if to.suffix not in ENDINGS:
         raise UserError(
             f"--to {to}: expected a file that ends in {', '.join(ENDINGS)}.{nearest(to.suffix, ENDINGS)}"
@@ -218,6 +268,9 @@ def train(
     """
     from textbed.embedding.vectors import corpus
 
+    for name, least in (("dim", 1), ("min_count", 1), ("epochs", 1), ("window", 1), ("seed", 0)):
+        if name in settings:
+            _at_least(f"--{name.replace('_', '-')}", settings[name], least)
     if to.suffix == ".bin":
         if method != "fasttext":
             raise UserError(
@@ -252,7 +305,7 @@ def train(
         words = [word.encode() for word in vectors.index_to_key]
         batch = Batch(words, list(range(1, len(words) + 1)), np.asarray(vectors.vectors, np.float32))
         write(to, iter([batch]), vectors.vector_size)
-    return [f"{to}: {len(vectors):,} words of {vectors.vector_size} numbers, {method}"]
+    return [f"{to}: {len(vectors):,} words of {vectors.vector_size:,} numbers, {method}"]
 
 
 def _documents(texts: Sequence[Path]) -> Iterator[list[str]]:
@@ -307,8 +360,7 @@ def distill(model: str, to: Path, dim: int = 256, environment: Path | None = Non
     """
     if to.exists():
         raise UserError(f"--to {to}: is there already; choose another folder, or remove it")
-    if dim < 1:
-        raise UserError(f"--dim {dim}: expected a whole number of at least 1")
+    _at_least("--dim", dim, 1)
     place = environment or Path.home() / ".cache" / "textbed" / "distill-environment"
     python = place / "bin" / "python"
     ready = place / "ready"
@@ -326,7 +378,7 @@ def distill(model: str, to: Path, dim: int = 256, environment: Path | None = Non
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     rows, width = open_vectors(to).peek()
-    return [f"{to}: {rows:,} rows of {width} numbers; use it with embedding.vectors={to}"]
+    return [f"{to}: {rows:,} rows of {width:,} numbers; use it with embedding.vectors={to}"]
 
 
 def _run(command: Sequence[str], what: str) -> None:
@@ -345,12 +397,13 @@ def neighbours(path: str, words: Sequence[str], count: int = 10) -> list[str]:
     Reads the file twice: for the words, then for all others, a block at a time. Words that are not in the
     file are made of their parts, where the format can.
     """
+    _at_least("--count", count, 1)
     source = open_vectors(path)
     matrix, found = read(path, (), more=words)  # none of them is a vocabulary that must be covered
     missing = [word for word, there in zip(words, found, strict=True) if not there]
     if missing:
-        near = "".join(nearest(word, _alike(source, word)) for word in missing)
-        raise UserError(f"{path}: has no vector for {', '.join(map(repr, missing))}.{near}")
+        hints = "".join(_near(source, word) for word in missing)
+        raise UserError(f"{path}: has no vector for {', '.join(map(repr, missing))}.{hints}")
     asked = _unit(matrix)
     best: list[list[tuple[float, str]]] = [[] for _ in words]
     for batch in source.stream(None):
@@ -366,14 +419,18 @@ def neighbours(path: str, words: Sequence[str], count: int = 10) -> list[str]:
     ]
 
 
-def _alike(source: Source, word: str) -> list[str]:
-    """The words of a file that a slip of the fingers may have made ``word`` of: of its first letter, either
-    case, and about its length. Few are left to weigh, which costs more for each than reading it did.
+def _near(source: Source, word: str) -> str:
+    """`` Did you mean 'x'?`` for a word of the file: one of another case, else one with a slip in it.
+
+    Only words of the same first letter and about the same length are weighed against each other, which costs
+    more than reading them did.
     """
     words = (other.decode(errors="replace") for batch in source.stream(None) for other in batch.words)
-    return [
+    alike = [
         other for other in words if other[:1].lower() == word[:1].lower() and abs(len(other) - len(word)) <= 2
     ]
+    same = next((other for other in alike if other.lower() == word.lower()), None)
+    return nearest(word, alike) if same is None else f" Did you mean '{same}'?"
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -73,7 +73,18 @@ BAD = {
         b"0 5\nthe " + TABLE[0].tobytes(),
         "line 1 is '0 5'; expected the number of rows and their width",
     ),
-    "too wide": (packed(header="60 9"), "row "),
+    "too wide": (
+        packed(header="60 9"),
+        " if it is none, the width in line 1, 9, does not fit the rows",
+    ),
+    "too narrow": (
+        packed(header="60 3"),
+        "row 2 begins in the middle of numbers; the width in line 1, 3, does",
+    ),
+    "very wide": (
+        packed(header="4000 999999999"),
+        "promises 4,000 rows of 999,999,999, but the file has 1,447 bytes, fewer than a row; download",
+    ),
     "nan": (
         packed(table=np.where(np.arange(300).reshape(60, 5) == 12, np.nan, TABLE).astype("<f4")),
         "row 3 ('w2') has the value nan",
@@ -85,7 +96,7 @@ BAD = {
     "twice": (packed(["w2", *WORDS[1:]]), "row 3 has 'w2' again, with other numbers than row 1"),
     "not UTF-8": (
         packed().replace("é".encode(), b"\xe9"),
-        "row 59 has the word b'\\xe9', which is not UTF-8",
+        "row 59 has the word b'\\xe9', which is not UTF-8; if it is a word, save the file anew",
     ),
 }
 
@@ -99,9 +110,10 @@ def test_bad_files_are_refused_in_one_line(tmp_path, case):
     assert message in str(error.value)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
+    assert "iconv" not in str(error.value)
 
 
 def test_no_blank_for_long_is_a_wrong_width(tmp_path):
     path = write(tmp_path, b"2 2\nthe " + TABLE[0, :2].tobytes() + b"x" * 30_000)
-    with pytest.raises(UserError, match="row 2 has no word; are the rows 2 wide"):
+    with pytest.raises(UserError, match="row 2 has no word; the width in line 1, 2, does not fit"):
         vectors.read(path, ["the"])

@@ -149,21 +149,48 @@ def test_words_are_matched_as_written(tmp_path):
 BAD = {
     "empty": ("", "is empty"),
     "blank": ("\n \n", "is empty"),
-    "narrow row": (lines(*ROWS, "mat 1 2"), "line 4 has 2 numbers where 3 are promised by the other rows"),
+    "narrow row": (
+        lines(ROWS[0], "mat 1 2", *ROWS[1:]),
+        "line 2 has 2 numbers where 3 are promised by the other rows; mend or remove the line",
+    ),
+    "narrow last row": (
+        lines(*ROWS, "mat 1 2"),
+        "line 4 has 2 numbers where 3 are promised by the other rows; is the file cut short? download or",
+    ),
     "cut in the last row": (
         lines("3 3", *ROWS)[:-4],
         "line 4 has 1 numbers where 3 are promised in line 1; is the file",
     ),
-    "wide row": (lines(*ROWS, "mat 1 2 3 4"), "line 4 has 4 numbers where 3 are promised by the other rows"),
+    "wide row": (
+        lines(*ROWS, "mat 1 2 3 4"),
+        "line 4 has 4 numbers where 3 are promised by the other rows; "
+        "has its word a space in it, or is its separator another? mend or remove the line",
+    ),
     "header of another width": (lines("3 4", *ROWS), "line 2 has 3 numbers where 4 are promised in line 1"),
-    "too few rows": (lines("9 3", *ROWS), "line 1 promises 9 rows, but there are 3: the file is cut short"),
+    "too few rows": (
+        lines("9 3", *ROWS),
+        "line 1 promises 9 rows, but there are 3: the file is cut short; download",
+    ),
     "too many rows": (lines("2 3", *ROWS), "line 1 promises 2 rows, but there are 3: the first line"),
-    "header alone": (lines("9 3"), "line 1 promises 9 rows, but there are none"),
+    "header alone": (
+        lines("9 3"),
+        "line 1 promises 9 rows, but there are none: the file is cut short; download or make",
+    ),
+    "header of no rows": (
+        lines("0 20"),
+        "line 1 promises 0 rows, and there are none: the file is empty of rows",
+    ),
     "empty row": (lines(ROWS[0], "", ROWS[1]), "line 2 is empty"),
-    "nan": (lines(*ROWS, "cat 1 nan 2"), "line 4 ('cat') has the value nan"),
+    "nan": (
+        lines(*ROWS, "cat 1 nan 2"),
+        "line 4 ('cat') has the value nan; expected finite ones; remove the row, or make",
+    ),
     "infinite": (lines(*ROWS, "cat 1 2 -inf"), "line 4 ('cat') has the value -inf"),
     "infinite in float32": (lines(*ROWS, "cat 1e39 2 2"), "line 4 ('cat') has the value 1e39"),
-    "not a number": (lines(*ROWS, "cat 1 2 1,5"), "line 4 ('cat') has '1,5' where a number is expected"),
+    "not a number": (
+        lines(*ROWS, "cat 1 2 1,5"),
+        "line 4 ('cat') has '1,5' where a number is expected, such as 0.5 or -1e-3; mend",
+    ),
     "twice": (lines(*ROWS, "the 0 0 1"), "line 4 has 'the' again, with other numbers than line 1"),
     "not UTF-8": (
         lines(*ROWS).encode() + b"caf\xe9 1 2 3\n",
@@ -185,7 +212,7 @@ BAD = {
     ),
     "binary": (bytes(range(50)), "is binary, not text"),
     "utf-16": (lines(*ROWS).encode("utf-16"), "is UTF-16 text (save it as UTF-8)"),
-    "cut gzip": (gzip.compress(lines(*ROWS * 50).encode())[:-20], "the gzip file is damaged or cut short"),
+    "cut gzip": (gzip.compress(lines(*ROWS * 50).encode())[:-20], "it again"),
     "pickle in gzip": (gzip.compress(pickle.dumps(ROWS)), "is a Python pickle"),
 }
 
@@ -199,6 +226,32 @@ def test_bad_files_are_refused_in_one_line(tmp_path, case):
     assert message in str(error.value)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
+
+
+def test_a_line_in_the_middle_is_no_sign_of_a_cut_wherever_blocks_end(tmp_path, monkeypatch):
+    path = write(tmp_path, lines(*ROWS, "mat 1 2", *ROWS))
+    for size in range(20, 90, 3):
+        monkeypatch.setattr(files, "BLOCK", size)
+        with pytest.raises(UserError, match=r"line 4 has 2 numbers where 3 are .*; mend or remove the line$"):
+            vectors.read(path, WORDS)
+
+
+def test_a_last_line_without_an_end_is_doubted(tmp_path, monkeypatch, capsys):
+    """Whole but for its line end or cut inside its last number, the bytes do not say; counts do."""
+
+    def said(text: str) -> str:
+        vectors.read(write(tmp_path, text), WORDS)
+        return capsys.readouterr().err
+
+    whole = lines("cat 0 0 0.125", *ROWS)
+    for cut in (whole[:-1], whole.replace("sat 3 4 5", "sat 3 4 5.25")[:-2]):
+        for size in (files.BLOCK, 30):
+            monkeypatch.setattr(files, "BLOCK", size)
+            assert said(cut) == (
+                f"{tmp_path}/vectors.txt: line 4, the last, has no line end: if the file was cut short, its "
+                "last number is wrong and more words are missing; if it is whole, add a line end\n"
+            )
+    assert said(whole) == said(whole + "\n  ") == said(lines("4 3") + whole[:-1]) == ""
 
 
 def test_missing_file_names_the_nearest(tmp_path):

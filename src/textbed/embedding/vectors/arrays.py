@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from textbed.embedding.vectors.files import Batch, Source, blocks_of, codec_of, mapped, opened, reading
+from textbed.embedding.vectors.files import AGAIN, Batch, Source, blocks_of, codec_of, mapped, opened, reading
 from textbed.errors import UserError
 
 WORD_FILES = (".txt", ".vocab", ".words")
@@ -92,7 +92,7 @@ def _array(path: Path, data: Any) -> np.ndarray:
     _check_shape(path, shape, kind)
     count = shape[0] * shape[1]
     if head.tell() + count * kind.itemsize > len(data):
-        raise UserError(f"{path}: promises {shape[0]:,} rows of {shape[1]}, but is cut short")
+        raise UserError(f"{path}: promises {shape[0]:,} rows of {shape[1]:,}, but is cut short; {AGAIN}")
     values = np.frombuffer(data, kind, count, head.tell())
     return values.reshape(shape, order="F" if fortran else "C")
 
@@ -104,7 +104,7 @@ def _npy_header(path: Path, head: Any, what: str = "") -> tuple[tuple[int, ...],
         shape, fortran, kind = read[version](head)
     except (ValueError, KeyError, EOFError) as error:
         raise UserError(
-            f"{path}:{what} its NumPy header is damaged or cut short ({str(error)[:80]})"
+            f"{path}:{what} its NumPy header is damaged or cut short ({str(error)[:80]}); {AGAIN}"
         ) from None
     if kind.hasobject:
         raise UserError(f"{path}:{what} holds Python objects, a pickle, which is never opened")
@@ -151,7 +151,7 @@ class NpzVectors(Source):
                 for part in blocks_of(self.shape[0], self.shape[1]):
                     data = file.read((part.stop - part.start) * self.shape[1] * kind.itemsize)
                     if len(data) < (part.stop - part.start) * self.shape[1] * kind.itemsize:
-                        raise UserError(f"{self.path}: array 'vectors' is cut short")
+                        raise UserError(f"{self.path}: array 'vectors' is cut short; {AGAIN}")
                     named = [_encoded(word) for word in words[part].tolist()]
                     chosen = [
                         row for row, word in enumerate(named) if wanted is None or word in wanted
@@ -186,7 +186,9 @@ class _unzipping:
 
         if isinstance(error, zipfile.BadZipFile | zlib.error | EOFError | ValueError | NotImplementedError):
             reason = str(error).split("\n")[0][:80]
-            raise UserError(f"{self.path}: the zip archive is damaged or cut short ({reason})") from None
+            raise UserError(
+                f"{self.path}: the zip archive is damaged or cut short ({reason}); {AGAIN}"
+            ) from None
 
 
 def open_npz(path: Path) -> NpzVectors:
@@ -245,7 +247,7 @@ class SafeTensors:
         self._data = mapped(path)
         size = int.from_bytes(self._data[:8], "little")
         if size > LONGEST_HEADER or 8 + size > len(self._data):
-            raise UserError(f"{path}: its safetensors header is cut short or damaged")
+            raise UserError(f"{path}: its safetensors header is cut short or damaged; {AGAIN}")
         try:
             header = json.loads(self._data[8 : 8 + size])
             self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
@@ -254,7 +256,9 @@ class SafeTensors:
                 for name, entry in header.items()
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: its safetensors header is damaged ({str(error)[:80]})") from None
+            raise UserError(
+                f"{path}: its safetensors header is damaged ({str(error)[:80]}); {AGAIN}"
+            ) from None
         self._begin = 8 + size
 
     def names(self) -> list[str]:
@@ -277,7 +281,7 @@ class SafeTensors:
         if end - begin != count * np.dtype(TYPES[kind]).itemsize:
             raise UserError(f"{self.path}: the size of tensor {name} is not what its shape {shape} asks for")
         if begin < 0 or self._begin + end > len(self._data):
-            raise UserError(f"{self.path}: is cut short: tensor {name} lies beyond its end")
+            raise UserError(f"{self.path}: is cut short: tensor {name} lies beyond its end; {AGAIN}")
         return np.frombuffer(self._data, TYPES[kind], count, self._begin + begin).reshape(shape)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from textbed.embedding.vectors import files
-from textbed.embedding.vectors.files import Batch, Source, opened, read_fully, shown
+from textbed.embedding.vectors.files import AGAIN, Batch, Source, codec_of, opened, read_fully, shown
 from textbed.embedding.vectors.text import header_of
 from textbed.errors import UserError
 
@@ -30,6 +30,12 @@ class BinaryVectors(Source):
         self.begin = len(line) + 1
         if not self.count or not self.width:
             raise UserError(f"{path}: line 1 is '{shown(line)}'; expected the number of rows and their width")
+        size = path.stat().st_size
+        if codec_of(path) is None and size < 4 * self.width:  # memory is taken by the width: look first
+            raise UserError(
+                f"{path}: line 1 promises {self.count:,} rows of {self.width:,}, but the file has {size:,} "
+                f"bytes, fewer than a row; {AGAIN}"
+            )
 
     def peek(self) -> tuple[int | None, int]:
         return self.count, self.width
@@ -50,7 +56,7 @@ class BinaryVectors(Source):
                     start = place + 1 if data.startswith(b"\n", place) else place
                     cut = data.find(b" ", start, start + LONGEST_WORD)
                     if cut < 0 and len(data) - start >= LONGEST_WORD:
-                        raise self.error(done + 1, f"has no word; are the rows {self.width} wide?")
+                        raise self.error(done + 1, f"has no word; {self._misfit()}")
                     if cut < 0 or cut + 1 + size > len(data):
                         break
                     word, place = data[start:cut], cut + 1 + size
@@ -67,15 +73,31 @@ class BinaryVectors(Source):
                     yield Batch(words, numbers, vectors)
             if done < self.count:
                 raise UserError(
-                    f"{self.path}: line 1 promises {self.count:,} rows of {self.width}, but the file ends in "
-                    f"row {done + 1:,}: it is cut short"
+                    f"{self.path}: line 1 promises {self.count:,} rows of {self.width:,}, but the file ends "
+                    f"in row {done + 1:,}: it is cut short; {AGAIN}"
                 )
             rest = (data[place:] + stream.read(64)).strip(b"\n\0")
             if rest:
                 raise UserError(
-                    f"{self.path}: line 1 promises {self.count:,} rows of {self.width}, but the file goes on "
-                    "after them: the first line is not of this file"
+                    f"{self.path}: line 1 promises {self.count:,} rows of {self.width:,}, but the file goes "
+                    "on after them: the first line is not of this file"
                 )
+
+    def check_word(self, number: int, word: bytes) -> None:
+        try:
+            word.decode()
+        except UnicodeDecodeError:
+            # Numbers taken for a word: bytes below a blank are in none, whatever its encoding.
+            if len(word) > 100 or min(word) < 32:
+                raise self.error(number, f"begins in the middle of numbers; {self._misfit()}") from None
+            raise self.error(
+                number,
+                f"has the word {word[:40]!r}, which is not UTF-8; if it is a word, save the file anew with "
+                f"its words in UTF-8, and if it is none, {self._misfit()}",
+            ) from None
+
+    def _misfit(self) -> str:
+        return f"the width in line 1, {self.width:,}, does not fit the rows of this file; {AGAIN}"
 
 
 def is_binary(head: bytes) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from textbed.embedding.ngram_hash import ngram_rows
-from textbed.embedding.vectors.files import Batch, Source, mapped
+from textbed.embedding.vectors.files import AGAIN, Batch, Source, mapped
 from textbed.errors import UserError
 
 MAGIC = struct.pack("<i", 793712314)
@@ -44,7 +44,7 @@ class FastTextVectors(Source):
         if self.version == 11 and self.loss_model == 3:
             self.longest = 0  # supervised models of old had no character n-grams
         if self.width < 1 or self.entries != self.words + self.labels or self.words < 0 or self.bucket < 0:
-            raise UserError(f"{path}: its header contradicts itself: the file is damaged")
+            raise UserError(f"{path}: its header contradicts itself: the file is damaged; {AGAIN}")
         if self.pruned >= 0:
             raise self._quantised()
 
@@ -107,7 +107,8 @@ class FastTextVectors(Source):
             words.append(data[place:end])
             if data[end + 9] > 1:
                 raise UserError(
-                    f"{self.path}: row {len(words):,} is of no kind that fastText knows: the file is damaged"
+                    f"{self.path}: row {len(words):,} is of no kind that fastText knows: the file is "
+                    f"damaged; {AGAIN}"
                 )
             place = end + 10
         if place + 17 > len(data):
@@ -117,11 +118,13 @@ class FastTextVectors(Source):
         rows, width = struct.unpack_from("<qq", data, place + 1)
         place += 17
         if width != self.width:
-            raise UserError(f"{self.path}: promises rows of {self.width}, but they are {width} wide")
+            raise UserError(
+                f"{self.path}: promises rows of {self.width:,}, but they are {width:,} wide; {AGAIN}"
+            )
         if rows < self.words + (self.bucket if self.longest else 0):
             raise UserError(
                 f"{self.path}: has {rows:,} rows for {self.words:,} words and {self.bucket:,} buckets: "
-                "the file is damaged"
+                f"the file is damaged; {AGAIN}"
             )
         if place + 4 * rows * width > len(data):
             raise self._cut()
@@ -129,7 +132,9 @@ class FastTextVectors(Source):
         self.matrix = np.frombuffer(data, "<f4", rows * width, place).reshape(rows, width)
 
     def _cut(self) -> UserError:
-        return UserError(f"{self.path}: ends before the words and rows that it promises: it is cut short")
+        return UserError(
+            f"{self.path}: ends before the words and rows that it promises: it is cut short; {AGAIN}"
+        )
 
     def _quantised(self) -> UserError:
         return UserError(

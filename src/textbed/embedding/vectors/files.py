@@ -18,6 +18,9 @@ SUPPORTED = (
     "supported are GloVe and word2vec text, word2vec and fastText binaries, .npy, .npz, safetensors, and "
     "folders of model2vec and transformers"
 )
+AGAIN = "download or make it again"
+"""What mends a file that is damaged or cut short."""
+FINITE = "expected finite ones; remove the row, or make the file anew"
 BLOCK = 1 << 22
 """Bytes read at once, and the longest line that is taken for text: 300 numbers take 3,000 bytes."""
 SHOW_PROGRESS_FROM = 1 << 26
@@ -44,6 +47,8 @@ class Source:
     unit = "row"
     composes = False
     pieces = False
+    doubt: str | None = None
+    """What ``stream``, once at the end, found that may be a mistake: a line for the user."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -91,9 +96,7 @@ class Source:
         if len(bad):
             row = int(bad[0])
             value = vectors[row][~np.isfinite(vectors[row])][0]
-            raise self.error(
-                numbers[row], f"('{shown(words[row])}') has the value {value}; expected finite ones"
-            )
+            raise self.error(numbers[row], f"('{shown(words[row])}') has the value {value}; {FINITE}")
 
 
 def shown(text: bytes) -> str:
@@ -117,7 +120,9 @@ def reading(path: Path, codec: str | None = None) -> Iterator[None]:
     except (OSError, EOFError) as error:
         if codec is not None and getattr(error, "errno", None) is None:
             reason = str(error).strip().split("\n")[0]
-            raise UserError(f"{path}: the {codec} file is damaged or cut short ({reason})") from error
+            raise UserError(
+                f"{path}: the {codec} file is damaged or cut short ({reason}); {AGAIN}"
+            ) from error
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 

@@ -17,6 +17,7 @@ from textbed.embedding.vectors import arrays, binary, fasttext, files, models
 from textbed.embedding.vectors.files import SUPPORTED, Source, codec_of, reading
 from textbed.embedding.vectors.text import TextVectors
 from textbed.errors import UserError, nearest
+from textbed.runs.folder import say
 
 CASES = ("exact", "lower", "title")
 # Part of every key of the cache: raise it whenever the same file would give other rows.
@@ -147,6 +148,8 @@ def read(
         pieces: whether the words are pieces of a subword tokenizer: nothing is then composed for them.
         cache: folder that keeps what was read, by content; None keeps nothing.
 
+    What is in doubt about the file is said on stderr, when it is read and not when its rows are remembered.
+
     Returns:
         a matrix (V + K, D) float32, zeros where a word has no vector, and found (V + K,) bool.
 
@@ -181,6 +184,8 @@ def read(
             matrix, found = _look_up(source, words, width, case, pieces)
             kept_as = entry(hashing.result())
     _check_covered(path, words[:vocabulary], found, special)
+    if source.doubt is not None:
+        say(source.doubt)
     if cache is not None:
         keep(kept_as, matrix, found)
     return matrix, found

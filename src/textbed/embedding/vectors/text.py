@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from textbed.data.vocabulary import in_order
 from textbed.embedding.vectors import files
-from textbed.embedding.vectors.files import SUPPORTED, Batch, Source, opened, read_fully, shown
+from textbed.embedding.vectors.files import AGAIN, FINITE, SUPPORTED, Batch, Source, opened, read_fully, shown
 from textbed.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
@@ -29,11 +29,11 @@ CHUNK = 1 << 21
 
 
 class _WrongLineError(Exception):
-    """What is wrong with a line of a block, counted from 0."""
+    """What is wrong with a line of a block, counted from 0; ``short`` is one with too few numbers."""
 
-    def __init__(self, line: int, what: str) -> None:
+    def __init__(self, line: int, what: str, short: bool = False) -> None:
         super().__init__(line, what)
-        self.line, self.what = line, what
+        self.line, self.what, self.short = line, what, short
 
 
 @dataclass
@@ -60,6 +60,7 @@ class TextVectors(Source):
 
     def __init__(self, path: Path, head: bytes) -> None:
         super().__init__(path)
+        self._unended = False
         lines = head.removeprefix(BOM).split(b"\n")
         if len(lines) > 1 and len(head) == files.BLOCK:
             lines.pop()  # cut by the end of the block
@@ -76,9 +77,12 @@ class TextVectors(Source):
             self.promised = None  # no first line of counts, but rows of one number each
         first = 0 if self.promised is None else 1
         if first == len(lines):
-            raise UserError(
-                f"{path}: line 1 promises {self.promised:,} rows, but there are none: the file is cut short"
+            what = (
+                f"but there are none: the file is cut short; {AGAIN}"
+                if self.promised
+                else "and there are none: the file is empty of rows; expected a word and its numbers a line"
             )
+            raise UserError(f"{path}: line 1 promises {self.promised:,} rows, {what}")
         self.separator = b"\t" if lines[first].count(b"\t") > lines[first].count(b" ") else b" "
         if self.promised is None:
             # The usual number of fields, so that one odd line or word with spaces does not set the width.
@@ -97,12 +101,17 @@ class TextVectors(Source):
     def stream(self, wanted: Mapping[bytes, int] | None) -> Iterator[Batch]:
         before = 0 if self.promised is None else 1
         rows, blank = 0, None
-        for block in in_order(partial(self._examine, wanted), self._blocks(), None):
+        blocks = in_order(partial(self._examine, wanted), self._blocks(), None)
+        for block in blocks:
             if block.rows or block.wrong is not None:
                 if blank is not None:
                     raise self.error(blank, "is empty")
                 if block.wrong is not None:
-                    raise self.error(before + block.wrong.line + 1, block.wrong.what)
+                    what = block.wrong.what
+                    if block.wrong.short:
+                        last = block.wrong.line + 1 == block.lines and next(blocks, None) is None
+                        what += f"; is the file cut short? {AGAIN}" if last else "; mend or remove the line"
+                    raise self.error(before + block.wrong.line + 1, what)
             if block.vectors is not None:
                 yield Batch(block.words, [before + line + 1 for line in block.places], block.vectors)
             if block.blank is not None and blank is None:
@@ -110,9 +119,15 @@ class TextVectors(Source):
             before += block.lines
             rows += block.rows
         if self.promised is not None and rows != self.promised:
-            what = "the file is cut short" if rows < self.promised else "the first line is not of this file"
+            short = rows < self.promised
+            what = f"the file is cut short; {AGAIN}" if short else "the first line is not of this file"
             raise UserError(
                 f"{self.path}: line 1 promises {self.promised:,} rows, but there are {rows:,}: {what}"
+            )
+        if self.promised is None and self._unended and blank is None:
+            self.doubt = (
+                f"{self.path}: line {before:,}, the last, has no line end: if the file was cut short, its "
+                "last number is wrong and more words are missing; if it is whole, add a line end"
             )
 
     def _blocks(self) -> Iterator[bytes]:
@@ -136,6 +151,7 @@ class TextVectors(Source):
                     raise UserError(
                         f"{self.path}: has a line of more than {files.BLOCK:,} bytes, so it is not text"
                     )
+            self._unended = bool(rest)
             if rest:
                 yield rest + b"\n"
 
@@ -186,9 +202,12 @@ class TextVectors(Source):
         extra = len(fields) - 1 - self.width
         if extra < 0 or any(is_number(item) for item in fields[1 : extra + 1]):
             source = "in line 1" if self.promised is not None else "by the other rows"
-            cut = "; is the file cut short?" if extra < 0 else ""
+            wide = "; has its word a space in it, or is its separator another? mend or remove the line"
             raise _WrongLineError(
-                line, f"has {self.width + extra} numbers where {self.width} are promised {source}{cut}"
+                line,
+                f"has {self.width + extra:,} numbers where {self.width:,} are promised {source}"
+                f"{wide if extra > 0 else ''}",
+                short=extra < 0,
             )
         return self.separator.join(fields[: extra + 1]), self.separator.join(fields[extra + 1 :])
 
@@ -224,14 +243,14 @@ class TextVectors(Source):
         except ValueError:
             wrong = next((item for item in fields if not is_number(item)), b"")
             raise _WrongLineError(
-                line, f"('{shown(word)}') has '{shown(wrong)}' where a number is expected"
+                line,
+                f"('{shown(word)}') has '{shown(wrong)}' where a number is expected, such as 0.5 or -1e-3; "
+                "mend or remove the line",
             ) from None
         finite = np.isfinite(vector)
         if not finite.all():
             wrong = fields[int(finite.argmin())]
-            raise _WrongLineError(
-                line, f"('{shown(word)}') has the value {shown(wrong)}; expected finite ones"
-            )
+            raise _WrongLineError(line, f"('{shown(word)}') has the value {shown(wrong)}; {FINITE}")
         return vector
 
 
