@@ -6,6 +6,7 @@ A list means that a document may have several classes, or none.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from textbed.data.records import Records
-from textbed.errors import UserError
+from textbed.errors import UserError, nearest
 
 
 def class_names(schema: pa.Schema, column: str) -> list[str] | None:
@@ -143,6 +144,46 @@ def encode_labels(records: dict[str, Records], column: str) -> tuple[dict[str, n
         names,
         True,
     )
+
+
+def match_labels(
+    rows: Records, column: str, split: str, classes: Sequence[str], multilabel: bool
+) -> np.ndarray:
+    """The label column of one split as ids of known classes, by their names.
+
+    Returns:
+        (rows,) int64, or (rows, C) uint8 of zeros and ones for multi-label.
+
+    Raises:
+        UserError: missing labels, or one that is none of the classes.
+    """
+    array, names = rows.column(column), class_names(rows.schema, column)
+    if _is_list(array.type) != multilabel:
+        kind = "lists of classes" if multilabel else "one class a document"
+        raise UserError(f"data.label: column '{column}' of {split} is {array.type}; the model knows {kind}")
+    lengths = np.ones(0, np.int64)
+    if multilabel:
+        _refuse_missing(pc.is_null(array), column, split, rows)
+        lengths = pc.list_value_length(array).to_numpy().astype(np.int64)
+        array = pc.list_flatten(array)
+    array = _plain(array, column)
+    if not multilabel:
+        _refuse_missing(pc.is_null(array), column, split, rows)
+    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    if names is not None:
+        ids = _class_label_ids(array, names, column, split)
+        array = pa.array(names, pa.large_string()).take(pa.array(ids))
+    texts = array.cast(pa.large_string())
+    found = pc.index_in(texts, pa.array(list(classes), pa.large_string()))
+    if found.null_count:
+        strangers = pc.unique(texts.filter(pc.is_null(found))).to_pylist()
+        more = f" (and {len(strangers) - 1} more)" if len(strangers) > 1 else ""
+        raise UserError(
+            f"data.label: class '{strangers[0]}'{more} of {split} (column '{column}') is none that the model "
+            f"knows: {', '.join(classes)}.{nearest(strangers[0], classes)}"
+        )
+    known = found.to_numpy(zero_copy_only=False).astype(np.int64)
+    return _matrix(known, lengths, len(classes), column, split) if multilabel else known
 
 
 def _check_names(theirs: list[str] | None, names: list[str] | None, column: str, split: str) -> None:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from textbed.data import docstrings, files, hub, parsing
 from textbed.data.files import split_of
-from textbed.data.labels import class_names, encode_labels
+from textbed.data.labels import class_names, encode_labels, match_labels
 from textbed.data.records import JoinedRecords, ParquetRecords, Records, hash_of
 from textbed.data.vocabulary import text_bytes
 from textbed.errors import UserError, nearest
@@ -266,8 +266,10 @@ def _named_split(records: dict[str, Records], ours: str, theirs: Any) -> Records
     return joined
 
 
-def _choose_splits(records: dict[str, Records], wanted: Any) -> dict[str, Records]:
-    """Our three splits from the source's, by name or by the mapping ``data.splits``."""
+def _choose_splits(
+    records: dict[str, Records], wanted: Any, need: str | None = "train"
+) -> dict[str, Records]:
+    """Our three splits from the source's, by name or by the mapping ``data.splits``, ``need`` among them."""
     chosen: dict[str, Records] = {}
     if wanted:
         for split, theirs in wanted.items():
@@ -286,7 +288,7 @@ def _choose_splits(records: dict[str, Records], wanted: Any) -> dict[str, Record
                 )
             if split is not None:
                 chosen[split] = rows
-    if "train" not in chosen:
+    if need is not None and need not in chosen:
         raise UserError(
             f"data.splits: no train split; the source has {', '.join(records) or 'none'}. Name one: "
             f"data.splits={{train: NAME}}"
@@ -359,6 +361,29 @@ def from_datasets(
     return _corpus(hub._by_split(data, description), text, label, splits, "datasets", description)
 
 
+def load_labelled(settings: Any, cache: Path, classes: Sequence[str], multilabel: bool) -> Corpus:
+    """Read a data set for a model that has its classes: labels go by name, and no training split is needed.
+
+    Args:
+        classes: names of the C classes, by class id.
+        multilabel: whether a document may have several of them.
+
+    Raises:
+        UserError: as :func:`load`, or a label that is none of the classes.
+    """
+    records, where = _read(settings, cache)
+    chosen = _choose_splits(records, _get(settings, "splits"), need=None)
+    if not chosen:
+        raise UserError(f"data.splits: the source has no split; it has {', '.join(records) or 'nothing'}")
+    splits: dict[str, Split] = {}
+    for name, rows in chosen.items():
+        given = (_get(settings, "text"), _get(settings, "label"), _get(settings, "source"))
+        texts, label = find_columns(rows.schema, *given)
+        labels = match_labels(rows, label, name, classes, multilabel)
+        splits[name] = Split(rows.num_rows, labels, rows.fingerprint, rows, texts)
+    return Corpus(splits, list(classes), multilabel, len(texts), where)
+
+
 def load(settings: Any, cache: Path) -> Corpus:
     """Read the data set that the settings describe.
 
@@ -370,11 +395,20 @@ def load(settings: Any, cache: Path) -> Corpus:
         UserError: a file, column or label that is missing or broken, an unreachable hub; one line with the
             way to mend it.
     """
+    records, where = _read(settings, cache)
+    text, label, splits = (_get(settings, key) for key in ("text", "label", "splits"))
+    return _corpus(records, text, label, splits, _get(settings, "source"), where)
+
+
+def _get(settings: Any, key: str, default: Any = None) -> Any:
+    return settings.get(key, default) if isinstance(settings, Mapping) else getattr(settings, key, default)
+
+
+def _read(settings: Any, cache: Path) -> tuple[dict[str, Records], str]:
+    """The rows of each split of the source, and one line on where they are from."""
 
     def get(key: str, default: Any = None) -> Any:
-        return (
-            settings.get(key, default) if isinstance(settings, Mapping) else getattr(settings, key, default)
-        )
+        return _get(settings, key, default)
 
     source, path, cache = get("source"), get("path"), Path(cache).expanduser()
     records: dict[str, Records]
@@ -425,4 +459,4 @@ def load(settings: Any, cache: Path) -> Corpus:
         raise UserError(
             f"data.source: no source '{source}'; there are {', '.join(SOURCES)}.{nearest(source, SOURCES)}"
         )
-    return _corpus(records, get("text"), get("label"), get("splits"), source, where)
+    return records, where

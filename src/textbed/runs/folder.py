@@ -15,6 +15,7 @@ model.yaml                 what the model is made of, apart from its weights and
 tokenizer/                 the tokenizer with its vocabulary
 checkpoints/               best.ckpt (by validation) and last.ckpt (to go on from)
 predictions/test.parquet   one row for each document
+evaluations/               figures of the model on other data or splits, where asked for later
 embedding.json             what the table covers, and how training moved its rows
 pictures/                  learning curves, confusion matrix, a page on the table
 =========================  ===================================================================================
@@ -365,6 +366,7 @@ class RunFolder:
     checkpoints = property(lambda self: self.path / "checkpoints")
     best_checkpoint = property(lambda self: self.path / "checkpoints" / "best.ckpt")
     last_checkpoint = property(lambda self: self.path / "checkpoints" / "last.ckpt")
+    evaluations = property(lambda self: self.path / "evaluations")
     predictions = property(lambda self: self.path / "predictions")
     embedding_file = property(lambda self: self.path / "embedding.json")
     pictures = property(lambda self: self.path / "pictures")

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from running import accuracy, documents, threads_restored, write_csv
+
+from textbed.errors import UserError
+from textbed.runs.evaluation import evaluate
+from textbed.runs.folder import RunFolder
+from textbed.runs.model import load
+
+Trained = Callable[[str], RunFolder]
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    with threads_restored():
+        yield
+
+
+@pytest.mark.parametrize("name", ["words", "pairs", "multilabel"])
+def test_its_own_splits_give_the_same_to_the_last_bit(trained: Trained, name: str) -> None:
+    run = trained(name)
+    figures, by_class, file = evaluate(str(run.path))
+    kept = run.read_metrics()
+    assert len(figures) > 5
+    assert {key: kept[key] for key in figures} == figures
+    for entry in by_class:
+        assert entry["f1"] == kept[f"test/f1/{entry['class']}"]
+    written = json.loads(file.read_text())
+    assert (written["figures"], written["split"], written["own_data"]) == (figures, "test", True)
+    assert written["documents"] == sum(entry["support"] for entry in by_class) or name == "multilabel"
+    if name == "words":
+        figures, _, other = evaluate(str(run.path), "validation")
+        assert other != file
+        assert {key: kept[key] for key in figures} == figures
+        assert all(key.startswith("val/") for key in figures)
+
+
+def test_other_data(trained: Trained, tmp_path: Path) -> None:
+    run = trained("words")
+    rows = [(text, label) for text, label in documents(40, seed=5) if label != "boats"]
+    path = write_csv(tmp_path / "other.csv", rows)
+    figures, by_class, _ = evaluate(str(run.path), None, ["data=csv", f"data.path='{path}'"])
+    said = load(run.path).predict([text for text, _ in rows], as_list=True)
+    classes = ["birds", "boats", "bread"]
+    expected = accuracy([classes.index(label) for _, label in rows], [classes.index(name) for name in said])
+    assert figures["test/accuracy"] == pytest.approx(expected)
+    assert [entry["support"] for entry in by_class] == [14, 0, 13]
+
+
+def test_what_cannot_be_evaluated(trained: Trained, tmp_path: Path) -> None:
+    run = trained("words")
+
+    def refusal(*overrides: str, split: str | None = None, path: Path = run.path) -> str:
+        with pytest.raises(UserError) as caught:
+            evaluate(str(path), split, overrides)
+        return str(caught.value)
+
+    path = write_csv(tmp_path / "other.csv", [("an owl", "bird"), ("a", "horses")])
+    said = refusal("data=csv", f"data.path='{path}'")
+    assert "class 'bird' (and 1 more) of train (column 'label') is none that the model knows" in said
+    assert "Did you mean 'birds'" in said
+    assert "split=tset" in refusal(split="tset")
+    assert "head=gru: only data, trainer" in refusal("head=gru")
+    path = write_csv(tmp_path / "good.csv", [("an owl", "birds")])
+    said = refusal("data=csv", f"data.path='{path}'", split="validation")
+    assert said == "split=validation: the data has none; there are train"
+    moved = RunFolder(shutil.copytree(run.path, tmp_path / "moved"))
+    moved.update(data="another")
+    assert "the data has changed since the run" in refusal(path=moved.path)
