@@ -1,0 +1,34 @@
+"""Write the model of a run on its own: weights as safetensors, vocabulary, and what it is made of.
+
+    python scripts/export.py RUN --to folder DIR     loads with textbed.load(DIR), without Hydra or Lightning
+    python scripts/export.py RUN --to hub DIR        the same with a model card, to upload to a model hub
+
+DIR is made. Checkpoints, record and predictions of the run stay where they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", metavar="RUN", help="the run folder")
+    parser.add_argument("--to", required=True, choices=("folder", "hub"), help="what to write")
+    parser.add_argument("out", metavar="DIR", type=Path, help="folder to write it into")
+    arguments = parser.parse_args()
+    from textbed.command import one_line_errors
+
+    with one_line_errors():
+        from textbed.runs.export import export
+
+        print("\n".join(export(arguments.run, arguments.to, arguments.out)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
