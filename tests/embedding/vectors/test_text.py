@@ -124,6 +124,7 @@ def test_rows_of_one_number_are_not_a_header(tmp_path):
     path = write(tmp_path, lines("12 4", "the 2", "cat 3"))
     assert vectors.peek(path) == (None, 1)
     assert vectors.read(path, ["12", "cat"])[0].tolist() == [[4], [3]]
+    assert vectors.peek(write(tmp_path, lines("12 40", "the 2", "cat 3"))) == (None, 1)
 
 
 def test_one_odd_row_does_not_set_the_width(tmp_path):
@@ -167,6 +168,10 @@ BAD = {
         "has its word a space in it, or is its separator another? mend or remove the line",
     ),
     "header of another width": (lines("3 4", *ROWS), "line 2 has 3 numbers where 4 are promised in line 1"),
+    "header of a great width": (
+        lines("3 999999999", *ROWS),
+        "line 1 promises rows of 999,999,999 numbers, but line 2 has fewer bytes than that; download",
+    ),
     "too few rows": (
         lines("9 3", *ROWS),
         "line 1 promises 9 rows, but there are 3: the file is cut short; download",

@@ -83,6 +83,12 @@ class TextVectors(Source):
                 else "and there are none: the file is empty of rows; expected a word and its numbers a line"
             )
             raise UserError(f"{path}: line 1 promises {self.promised:,} rows, {what}")
+        if self.promised is not None and self.width > len(lines[first]):
+            # Memory is taken by the width, before the rows are read.
+            raise UserError(
+                f"{path}: line 1 promises rows of {self.width:,} numbers, but line {first + 1} has fewer "
+                f"bytes than that; {AGAIN}"
+            )
         self.separator = b"\t" if lines[first].count(b"\t") > lines[first].count(b" ") else b" "
         if self.promised is None:
             # The usual number of fields, so that one odd line or word with spaces does not set the width.
