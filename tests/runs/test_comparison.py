@@ -187,7 +187,9 @@ def test_averaged_over_what_varies_inside(tmp_path: Path) -> None:
     for embedding, gain in (("frozen", 0.0), ("random", 0.1)):
         for head, accuracy in (("gru", 0.8), ("mean", 0.6)):
             for seed in (0, 1):
-                make_run(tmp_path, accuracy + gain + seed / 100, head=head, embedding=embedding, seed=seed)
+                value = accuracy + gain + seed / 100
+                run = make_run(tmp_path, value, head=head, embedding=embedding, seed=seed)
+                predict(run, [0, 1], [0, int(head == "gru" and embedding == "random")])
     found = compare([tmp_path], ["embedding"])
     assert [group.name for group in found.groups] == ["random", "frozen"]
     assert [group.figures["test/accuracy"].count for group in found.groups] == [4, 4]
@@ -195,6 +197,9 @@ def test_averaged_over_what_varies_inside(tmp_path: Path) -> None:
     assert "averaged over head" in found.notes
     (pair,) = found.pairs
     assert (pair.repeats.repeats, pair.repeats.difference) == (4, pytest.approx(0.1))
+    assert pair.documents is not None
+    assert pair.documents.documents == 2  # each once, though every head has seen it
+    assert pair.documents.difference == pytest.approx(0.25)
 
 
 def test_a_key_within_a_group_that_is_averaged_over(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ _BUDGET = (
     "callbacks.early_stopping", "data.batch_size", "data.batch_tokens", "trainer.accumulate_grad_batches",
     "data.limit", "data.train_fraction",
 )  # fmt: skip
+_OTHER_DOCUMENTS = ("data", "data.source", "data.name", "data.config", "data.text", "data.classes")
 _MOST_NAMED = 3
 
 
@@ -98,6 +99,20 @@ class Comparison:
     warnings: list[str]
     """In what the groups differ that was not asked for."""
     notes: list[str]
+    averaged: list[str]
+    """What else varies in the groups, which are means over it; the first of what a run is known by."""
+
+    def documents_of(self, unit: tuple[str, ...]) -> tuple[str, ...]:
+        """The data set of a run, as far as groups are means over several: other heads see the same documents,
+        and so do other seeds and folds, but row 0 of another data set is another document."""
+        return tuple(
+            value for name, value in zip(self.averaged, unit, strict=False) if name in _OTHER_DOCUMENTS
+        )
+
+    @property
+    def data_sets(self) -> list[tuple[str, ...]]:
+        """All of these, in the order of their numbers in :func:`read_answers`."""
+        return sorted({self.documents_of(unit) for group in self.groups for unit in group.runs})
 
     def group(self, name: str) -> Group:
         """The group of this name.
@@ -198,7 +213,7 @@ def compare(
             "they should be (Nadeau and Bengio 2003, doi:10.1023/A:1024068626366)"
         )
     comparison = Comparison(
-        list(metrics), lower, list(by), groups, [], against, _equal(runs, by), warnings, notes
+        list(metrics), lower, list(by), groups, [], against, _equal(runs, by), warnings, notes, averaged
     )
     if against is not None:
         comparison.against = comparison.group(against).name
@@ -468,12 +483,12 @@ def answers_of(comparison: Comparison, first: Group, second: Group) -> tuple[Ans
     """
     stage = comparison.metrics[0].partition("/")[0]
     split = SPLITS.get(stage, "test")
-    places = sorted({unit[: -len(REPEATS)] for group in comparison.groups for unit in group.runs})
+    data_sets = comparison.data_sets
     shared = first.runs.keys() & second.runs.keys()
     found = []
     for group in (first, second):
         units = [unit for unit in group.runs if not shared or unit in shared]
-        runs = [(group.runs[unit].folder, places.index(unit[: -len(REPEATS)])) for unit in units]
+        runs = [(group.runs[unit].folder, data_sets.index(comparison.documents_of(unit))) for unit in units]
         answers = read_answers(runs, split)
         if answers is None:
             raise UserError(f"no predictions on {split} from {group.name}")

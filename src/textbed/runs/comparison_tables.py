@@ -199,10 +199,10 @@ def of_disagreements(
     except UserError as error:
         raise UserError(f"--disagreements: {error}.") from None
     title = f"Documents on which {first.name} and {second.name} differ most"
-    places = sorted({unit[:-2] for group in comparison.groups for unit in group.runs})
     for place in sorted({one.place for one in found}):
         here = [i for i, one in enumerate(found) if one.place == place]
-        run = next(run for unit, run in first.runs.items() if unit[:-2] == places[place])
+        data_set = comparison.data_sets[place]
+        run = next(run for unit, run in first.runs.items() if comparison.documents_of(unit) == data_set)
         try:
             texts = read_texts(
                 run.folder, split, [found[i].row for i in here], [found[i].label for i in here]
