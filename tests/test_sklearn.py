@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from running import TOPICS, documents, threads_restored
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from textbed.errors import UserError
+from textbed.runs.folder import RunFolder
+from textbed.sklearn import TextClassifier
+
+SMALL = ("embedding.dim=8", "data.batch_size=16", "optimizer.lr=0.1", "trainer=cpu", "threads=1")
+
+
+@pytest.fixture(autouse=True)
+def alone(offline: None, monkeypatch: pytest.MonkeyPatch):
+    from textbed.runs import pictures
+
+    for name in ("draw_learning_curves", "draw_confusion", "draw_table"):
+        monkeypatch.setattr(pictures, name, lambda *args, **kwargs: None)
+    with threads_restored():
+        yield
+
+
+def plain_texts() -> tuple[list[str], list[str]]:
+    """Texts that hold words of their topic alone, and the topics."""
+    rows = [(" ".join([word, *TOPICS[topic][:2]]), topic) for topic in TOPICS for word in TOPICS[topic]]
+    return [text for text, _ in rows] * 4, [topic for _, topic in rows] * 4
+
+
+def shouted(texts: list[str]) -> list[str]:
+    return [text.upper() for text in texts]
+
+
+def test_parameters_as_scikit_learn_has_them() -> None:
+    made = TextClassifier(head="max", overrides=SMALL)
+    again = clone(made).set_params(seed=3)
+    assert again is not made
+    assert again.get_params() == made.get_params() | {"seed": 3}
+    with pytest.raises(NotFittedError):
+        made.predict(["a text"])
+    with pytest.raises(UserError, match="X has 1 texts and y 2 labels"):
+        made.fit(["a"], [0, 1])
+
+
+def test_fit_and_predict(tmp_path: Path) -> None:
+    # labels that are no numbers from 0 on, in an order of their own
+    names = {"birds": 30, "boats": 10, "bread": 20}
+    texts, topics = plain_texts()
+    labels = [names[topic] for topic in topics]
+    made = TextClassifier(epochs=5, validation=0.2, overrides=SMALL, runs=str(tmp_path / "runs"))
+    assert made.fit(texts, labels) is made
+    assert made.classes_.tolist() == [10, 20, 30]
+    assert made.predict(["owl nest", "mast rope", "flour oven"]).tolist() == [30, 10, 20]
+    assert made.score(texts, labels) == 1
+    chances = made.predict_proba(np.array(texts, dtype=object))
+    assert chances.shape == (len(texts), 3)
+    assert made.classes_[chances.argmax(axis=1)].tolist() == labels
+    assert RunFolder.open(made.run_).info()["status"] == "finished"
+
+
+def test_cross_validation_of_a_pipeline() -> None:
+    texts, labels = plain_texts()
+    made = TextClassifier(epochs=5, validation=0, overrides=SMALL)
+    steps = Pipeline([("shout", FunctionTransformer(shouted)), ("classify", made)])
+    scores = cross_val_score(steps, texts, labels, cv=2)
+    assert scores.shape == (2,)
+    assert (scores > 0.9).all()  # a third by chance
+
+
+def test_several_labels_of_pairs() -> None:
+    rows = documents(60)
+    pairs = [(one, two) for (one, _), (two, _) in itertools.pairwise(rows)]
+    marks = np.array([[topic in (a, b) for topic in TOPICS] for (_, a), (_, b) in itertools.pairwise(rows)])
+    made = TextClassifier(epochs=1, validation=0, overrides=SMALL).fit(pairs, marks.astype(int))
+    said = made.predict(pairs)
+    assert said.shape == marks.shape
+    np.testing.assert_array_equal(said, made.predict_proba(pairs) > 0.5)
