@@ -83,3 +83,16 @@ def test_several_labels_of_pairs() -> None:
     said = made.predict(pairs)
     assert said.shape == marks.shape
     np.testing.assert_array_equal(said, made.predict_proba(pairs) > 0.5)
+
+
+def test_a_label_that_no_text_has() -> None:
+    texts, topics = plain_texts()
+    columns = {"birds": 0, "boats": 2, "bread": 3}
+    marks = np.zeros((len(texts), 5), int)
+    marks[np.arange(len(texts)), [columns[topic] for topic in topics]] = 1
+    made = TextClassifier(epochs=15, validation=0, overrides=SMALL).fit(texts, marks)
+    assert made.classes_.tolist() == [0, 1, 2, 3, 4]
+    chances = made.predict_proba(texts)
+    assert not chances[:, [1, 4]].any()
+    np.testing.assert_array_equal(chances.argmax(axis=1), marks.argmax(axis=1))
+    np.testing.assert_array_equal(made.predict(texts), marks)

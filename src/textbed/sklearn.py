@@ -118,9 +118,15 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: Sequence[Any]) -> np.ndarray:
-        """Probabilities (n, C) float32, columns as in ``classes_``."""
+        """Probabilities (n, C) float32, columns as in ``classes_``; 0 for a label that no text of ``fit`` had."""
         check_is_fitted(self)
-        return self.model_.predict_proba(list(X))
+        found = self.model_.predict_proba(list(X))
+        if not self.model_.multilabel:
+            return found
+        # The model knows the labels that occur; a column of y without a one is none of them.
+        chances = np.zeros((len(found), len(self.classes_)), found.dtype)
+        chances[:, [int(name) for name in self.model_.classes]] = found
+        return chances
 
     def predict(self, X: Sequence[Any]) -> np.ndarray:
         """Labels (n,) as ``fit`` got them; for multi-label (n, C) zeros and ones."""
