@@ -29,7 +29,7 @@ from textbed.embedding.table import FrontEnd, Table
 from textbed.errors import UserError
 from textbed.heads.base import Head
 from textbed.heads.layers import ACTIVATIONS, Layered
-from textbed.targets import HYDRA_KEYS, read_arguments
+from textbed.targets import HYDRA_KEYS, is_ours, read_arguments
 
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -187,16 +187,21 @@ def construct(node: Mapping[str, Any], kind: type[Part], **supplied: Any) -> Par
 
     Raises:
         UserError: there is no such class, or it is no ``kind``: a folder may come from a stranger, and can
-            name anything.
+            name anything. Importing a module runs it, so none is imported for the name alone but ours.
     """
     target = str(node.get("_target_"))
     module, _, name = target.rpartition(".")
+    if not (is_ours(target) or module in sys.modules):
+        raise UserError(
+            f"{target}: the model has a part of this class, and what a folder names is not imported unasked: "
+            f"if you trust it, import that module first (import {module})"
+        )
     try:
         made = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{target}: the model has a part of this class, which cannot be imported ({error}); put the code "
-            "it was trained with on Python's path (PYTHONPATH)"
+            f"{target}: the model has a part of this class, which cannot be imported ({error}); use the "
+            "version of the code that it was trained with"
         ) from error
     if not (isinstance(made, type) and issubclass(made, kind)):
         raise UserError(f"{target}: the model names this as a part of it, but it is no {kind.__name__}")

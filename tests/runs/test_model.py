@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import shutil
 import subprocess
@@ -152,9 +153,29 @@ def test_weights_of_another_model(ground: Ground) -> None:
 def test_a_design_names_parts_of_a_network_alone() -> None:
     with pytest.raises(UserError, match=r"os\.system: the model names this as a part of it, but it is no"):
         construct({"_target_": "os.system", "command": "true"}, torch.nn.Module)
-    with pytest.raises(UserError, match=r"no\.such\.Head: .* cannot be imported"):
-        construct({"_target_": "no.such.Head"}, torch.nn.Module)
+    with pytest.raises(UserError, match=r"textbed\.heads\.no\.Head: .* cannot be imported"):
+        construct({"_target_": "textbed.heads.no.Head"}, torch.nn.Module)
     assert construct({"_target_": "torch.nn.Linear", "out_features": 2}, torch.nn.Module, in_features=3)
+
+
+def test_a_module_that_a_design_names_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "their_package"
+    package.mkdir()
+    trace = tmp_path / "trace"
+    run = f"import pathlib, torch\npathlib.Path({str(trace)!r}).touch()\nclass Head(torch.nn.Identity): pass\n"
+    for name in ("__init__", "parts"):
+        (package / f"{name}.py").write_text(run)
+    monkeypatch.syspath_prepend(tmp_path)
+    node = {"_target_": "their_package.parts.Head"}
+    with pytest.raises(UserError, match=r"import that module first \(import their_package\.parts\)"):
+        construct(node, torch.nn.Module)
+    assert not trace.exists()
+    try:  # whoever imports it has asked for it
+        importlib.import_module("their_package.parts")
+        assert type(construct(node, torch.nn.Module)).__module__ == "their_package.parts"
+    finally:
+        for name in ("their_package.parts", "their_package"):
+            sys.modules.pop(name, None)
 
 
 # A trained run
