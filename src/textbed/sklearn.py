@@ -118,7 +118,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: Sequence[Any]) -> np.ndarray:
-        """Probabilities (n, C) float32, columns as in ``classes_``; 0 for a label that no text of ``fit`` had."""
+        """Probabilities (n, C) float32, columns as in ``classes_``; 0 for a label that ``fit`` never saw."""
         check_is_fitted(self)
         found = self.model_.predict_proba(list(X))
         if not self.model_.multilabel:

@@ -162,9 +162,9 @@ def test_a_module_that_a_design_names_is_not_run(tmp_path: Path, monkeypatch: py
     package = tmp_path / "their_package"
     package.mkdir()
     trace = tmp_path / "trace"
-    run = f"import pathlib, torch\npathlib.Path({str(trace)!r}).touch()\nclass Head(torch.nn.Identity): pass\n"
+    lines = ["import pathlib, torch.nn as nn", f"pathlib.Path({str(trace)!r}).touch()", "class Head(nn.Identity): pass"]
     for name in ("__init__", "parts"):
-        (package / f"{name}.py").write_text(run)
+        (package / f"{name}.py").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(tmp_path)
     node = {"_target_": "their_package.parts.Head"}
     with pytest.raises(UserError, match=r"import that module first \(import their_package\.parts\)"):
