@@ -162,7 +162,11 @@ def test_a_module_that_a_design_names_is_not_run(tmp_path: Path, monkeypatch: py
     package = tmp_path / "their_package"
     package.mkdir()
     trace = tmp_path / "trace"
-    lines = ["import pathlib, torch.nn as nn", f"pathlib.Path({str(trace)!r}).touch()", "class Head(nn.Identity): pass"]
+    lines = [
+        "import pathlib, torch.nn as nn",
+        f"pathlib.Path({str(trace)!r}).touch()",
+        "class Head(nn.Identity): pass",
+    ]
     for name in ("__init__", "parts"):
         (package / f"{name}.py").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(tmp_path)
