@@ -219,6 +219,27 @@ def test_a_key_within_a_group_that_is_averaged_over(tmp_path: Path) -> None:
     assert pair.documents.difference == pytest.approx(0.5)
 
 
+def test_other_files_at_the_same_seed_are_no_repeat(tmp_path: Path) -> None:
+    for head, gain in (("gru", 0.1), ("mean", 0.0)):
+        for file, accuracy in (("a", 0.6), ("b", 0.8)):
+            config = {"data.path": f"{file}.csv"}
+            run = make_run(tmp_path, accuracy + gain, head=head, config=config, info={"data": file})
+            predict(run, [0, 1], [0, int(head == "gru")])
+    moved = make_run(tmp_path, 0.4, config={"data.path": "moved.csv"}, info={"data": "a"})  # which is one
+    predict(moved, [0, 1], [0, 0])
+    found = compare([tmp_path])
+    assert [group.figures["test/accuracy"].mean for group in found.groups] == pytest.approx([0.8, 0.6])
+    assert found.warnings == []
+    assert "1 left out for a newer run of the same settings and seed" in found.notes
+    assert "averaged over documents and splits" in found.notes
+    (pair,) = found.pairs
+    assert (pair.repeats.repeats, pair.repeats.difference) == (2, pytest.approx((0.3 + 0.1) / 2))
+    assert pair.documents is not None
+    assert pair.documents.documents == 4  # row 0 of one file is not row 0 of the other
+    alone = compare([tmp_path], by=["data.source"])
+    assert alone.groups[0].figures["test/accuracy"].count == 4
+
+
 def test_what_stands_aside(tmp_path: Path) -> None:
     two_heads(tmp_path)
     make_run(tmp_path, 0.1, head="gru", seed=0)  # newer than the first of these

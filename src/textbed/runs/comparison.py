@@ -34,7 +34,10 @@ _BUDGET = (
     "callbacks.early_stopping", "data.batch_size", "data.batch_tokens", "trainer.accumulate_grad_batches",
     "data.limit", "data.train_fraction",
 )  # fmt: skip
-_OTHER_DOCUMENTS = ("data", "data.source", "data.name", "data.config", "data.text", "data.classes")
+_DOCUMENTS = "documents and splits"
+_OTHER_DOCUMENTS = (
+    "data", "data.source", "data.name", "data.config", "data.text", "data.classes", _DOCUMENTS,
+)  # fmt: skip
 _MOST_NAMED = 3
 
 
@@ -192,6 +195,11 @@ def compare(
     def repeat(run: Run) -> tuple[str, ...]:
         return (*(label(run) for label in within), *(_plain(run.config.get(key)) for key in REPEATS))
 
+    # other files behind the same settings and seed are no repeat: paths do not count, but the documents do
+    mixed = any(_is_of_several(inside, repeat) for inside in members.values())
+    if mixed:
+        averaged.append(_DOCUMENTS)
+        within.append(lambda run: _plain(run.info.get("data")))
     groups = [Group(label, _by_repeat(inside, repeat, notes)) for label, inside in members.items()]
     for group in groups:
         for metric in (*metrics, SECONDS, BYTES, PARAMETERS):
@@ -205,7 +213,7 @@ def compare(
     groups.sort(key=lambda group: group.figures[metrics[0]].mean * (1 if lower else -1))
 
     warnings = _warnings(groups, _keys_to_compare(runs, others), averaged, asked)
-    if averaged and len(groups) > 1:
+    if averaged and (mixed or len(groups) > 1):
         notes.append(f"averaged over {', '.join(averaged)}")
     if any(len(_values(group.runs.values(), "data.fold")) > 1 for group in groups):
         notes.append(
@@ -308,6 +316,12 @@ def _values(runs: Iterable[Run], key: str) -> set[str]:
     return {_plain(run.config.get(key)) for run in runs}
 
 
+def _is_of_several(runs: Iterable[Run], repeat: Callable[[Run], tuple[str, ...]]) -> bool:
+    """Whether some of ``runs`` alike in settings, seed and fold have read other documents."""
+    known = {(repeat(run), str(run.info["data"])) for run in runs if run.info.get("data")}
+    return len(known) > len({unit for unit, _ in known})
+
+
 def _by_repeat(
     runs: Sequence[Run], repeat: Callable[[Run], tuple[str, ...]], notes: list[str]
 ) -> dict[tuple[str, ...], Run]:
@@ -330,7 +344,7 @@ def _equal(runs: Sequence[Run], by: Sequence[str]) -> list[tuple[str, str]]:
         name: functools.partial(Run.get, name=name)
         for name in (*names, *(key for key in keys if key not in by), "versions.torch", "device")
     }
-    wanted |= {"documents and splits": lambda run: run.info.get("data"), "code": _code}
+    wanted |= {_DOCUMENTS: lambda run: run.info.get("data"), "code": _code}
     equal = []
     for name, value_of in wanted.items():
         values = {_plain(value_of(run)) for run in runs}
