@@ -206,6 +206,8 @@ def test_select_and_order(tmp_path: Path) -> None:
     assert seeds("head.modes=[max]") == [3]
     assert seeds("data.limit=null", "embedding.trainable=true", "git.revision=a*") == [0, 1, 2, 3]
     assert seeds("optimizer.lr=0.001", "test/accuracy=0.75") == [1]
+    assert seeds("optimizer.lr=1e-3", "seed=2e0") == [2]  # texts to YAML, which wants a dot and a sign
+    assert seeds("optimizer.lr=1e-4") == seeds("optimizer.lr=le-3") == []
     assert seeds("embedding.trainable=1") == [0, 1, 2, 3]  # as YAML's and Python's 1 is true
     with pytest.raises(UserError, match=r"haed: no run has .* Did you mean 'head'\?"):
         registry.select(runs, ["haed=mean"])

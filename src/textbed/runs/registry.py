@@ -323,6 +323,11 @@ def _matches(value: Any, text: str) -> bool:
             return True
     except yaml.YAMLError:
         pass
+    if isinstance(value, int | float):
+        try:
+            return value == float(text)  # 1e-3, which is a text to YAML
+        except ValueError:
+            return False
     return isinstance(value, str) and fnmatch.fnmatchcase(value, text)
 
 
