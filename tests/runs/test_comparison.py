@@ -183,6 +183,27 @@ def test_without_a_common_seed_the_groups_are_compared(tmp_path: Path) -> None:
     assert pair.repeats.p == pytest.approx(2 / 10)  # one of ten divisions of five
 
 
+def test_one_common_seed_makes_no_pairs(tmp_path: Path) -> None:
+    for head, seeds, values in (("gru", (0, 1, 2), (0.6, 0.9, 0.9)), ("mean", (0, 3, 4), (0.7, 0.7, 0.7))):
+        for seed, accuracy in zip(seeds, values, strict=True):
+            # the seed that both have says the opposite of all the others
+            said = [0, int(head == "gru" and seed > 0 or head == "mean" and seed == 0)]
+            predict(make_run(tmp_path, accuracy, head=head, seed=seed), [0, 1], said)
+    found = compare([tmp_path])
+    (pair,) = found.pairs
+    assert (pair.first, pair.repeats.paired, pair.repeats.repeats) == ("gru", False, 3)
+    assert pair.repeats.difference == pytest.approx(0.1)
+    assert pair.documents is not None
+    assert pair.documents.difference == pytest.approx((2 / 3 - 1 / 3) / 2)
+    assert comparison_tables.tables(found)[1].rows[0][3] == "–"
+    make_run(tmp_path, 0.6, head="mean", seed=1)
+    found = compare([tmp_path])
+    assert (found.pairs[0].repeats.paired, found.pairs[0].repeats.repeats) == (True, 2)
+    assert found.pairs[0].repeats.difference == pytest.approx((-0.1 + 0.3) / 2)
+    assert comparison_tables.tables(found)[1].rows[0][3] == "2"
+    assert comparison_tables.records(found)[1]["pairs"] == 2
+
+
 def test_averaged_over_what_varies_inside(tmp_path: Path) -> None:
     for embedding, gain in (("frozen", 0.0), ("random", 0.1)):
         for head, accuracy in (("gru", 0.8), ("mean", 0.6)):
@@ -435,7 +456,7 @@ def test_markdown(shown: Comparison) -> None:
         "| mean | 2 | 80.50 | 0.71 | 74.15 … 86.85 | 81.00 | 0.5 ± 0 | 1 min 30 s | 5 | 1,234 |",
     ]
     (row,) = [row for row in rows if row.startswith("| gru − mean")]
-    assert row.startswith("| gru − mean | +10.00 | +10.00 … +10.00 | 0.500 | – | – | 40 | ")
+    assert row.startswith("| gru − mean | +10.00 | +10.00 … +10.00 | 2 | 0.500 | – | – | 40 | ")
     assert "- equal in all: " in found
 
 

@@ -453,7 +453,7 @@ def _pairs(comparison: Comparison) -> list[Pair]:
     for first, second in itertools.combinations(groups, 2):
         if comparison.against is not None and comparison.against not in (first.name, second.name):
             continue
-        shared = [unit for unit in first.runs if unit in second.runs]
+        shared = _shared(first, second)
         if shared:
             values = [[group.runs[unit].metrics[metric] for unit in shared] for group in (first, second)]
             repeats = significance.over_pairs(*values)
@@ -489,8 +489,15 @@ def _pairs(comparison: Comparison) -> list[Pair]:
     return pairs
 
 
+def _shared(first: Group, second: Group) -> list[tuple[str, ...]]:
+    """What runs of two groups are paired by; nothing where they share a single one, whose difference may
+    well have the other sign than that of all their runs."""
+    shared = [unit for unit in first.runs if unit in second.runs]
+    return shared if len(shared) > 1 else []
+
+
 def answers_of(comparison: Comparison, first: Group, second: Group) -> tuple[Answers, Answers]:
-    """What the runs of two groups said of the documents, of runs that both have where there are any.
+    """What the runs of two groups said of the documents, of runs that both have where these are several.
 
     Raises:
         UserError: there are no predictions of one of them, or none on documents of the other.
@@ -498,7 +505,7 @@ def answers_of(comparison: Comparison, first: Group, second: Group) -> tuple[Ans
     stage = comparison.metrics[0].partition("/")[0]
     split = SPLITS.get(stage, "test")
     data_sets = comparison.data_sets
-    shared = first.runs.keys() & second.runs.keys()
+    shared = _shared(first, second)
     found = []
     for group in (first, second):
         units = [unit for unit in group.runs if not shared or unit in shared]

@@ -129,7 +129,7 @@ def _tests(comparison: Comparison) -> Table:
     documents = any(pair.documents for pair in pairs)
     single = any(pair.documents and pair.documents.mcnemar is not None for pair in pairs)
     number = _number(comparison.metrics[0])
-    header = ["difference of", "", "95 %", "p, runs", *(["Holm"] if many else []), "d", "runs needed"]
+    header = ["difference of", "", "95 %", "pairs", "p, runs", *(["Holm"] if many else []), "d", "runs needed"]
     if documents:
         header += ["documents", "95 %, documents", "p, documents", *(["Holm"] if many else [])]
     if single:
@@ -140,6 +140,7 @@ def _tests(comparison: Comparison) -> Table:
         row = [f"{pair.first} − {pair.second}", _signed(number, one.difference)]
         row += [
             _span(number, one.interval, signed=True),
+            str(one.repeats) if one.paired else NONE,
             p_value(one.p),
             *([p_value(pair.holm)] if many else []),
         ]
@@ -346,6 +347,7 @@ def _test_record(sign: int, pair: Pair | None) -> dict[str, Any]:
         "difference": sign * one.difference if one else None,
         "difference_low": low,
         "difference_high": high,
+        "pairs": one.repeats if one and one.paired else None,
         "p_runs": one.p if one else None,
         "p_runs_holm": pair.holm if pair else None,
         "effect": sign * one.effect if one and one.effect is not None else None,
