@@ -17,6 +17,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -95,9 +96,11 @@ def jobs(*arguments: str) -> list[list[str]]:
         with open_dict(cfg):
             cfg.hydra.overrides.task = list(arguments)
         command.Sweep().on_multirun_start(cfg)
-    params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
-    parsed = OverridesParser.create().parse_overrides([*params, *arguments])
-    (found,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+        params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        (found,) = BasicSweeper.split_arguments(
+            parser.parse_overrides([*params, *arguments]), max_batch_size=None
+        )
     return [list(job) for job in found]
 
 

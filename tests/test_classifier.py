@@ -636,6 +636,7 @@ def test_the_activation_stands_between_head_and_dropout():
     bent.load_state_dict(plain.state_dict())
     features = plain.features(batch)
     assert (features < 0).any()
+    torch.testing.assert_close(bent.features(batch), features.clamp(min=0))
     torch.testing.assert_close(bent.eval()(batch), plain.linear(features.clamp(min=0)))
     torch.manual_seed(0)
     kept = bent.train().dropout(torch.ones_like(features))

@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from running import ROOT, TOPICS, Runs, accuracy, documents, figures, jobs, on, predictions, record
 
-from textbed.runs import papers
+from textbed.runs import papers, registry
 from textbed.runs.folder import RunFolder
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
@@ -146,7 +146,7 @@ def test_the_jobs_of_a_papers_sweep_are_valid(sweep: tuple[str, ...], runs: Runs
         wanted = (10, int(job["seed"])) if folded else (None, 0)
         assert (cfg.data.folds, cfg.data.fold, cfg.seed) == (*wanted, int(job["seed"]))
         assert belongs(cfg), job
-        cell = papers.cell_of(table, papers.flat(OmegaConf.to_container(cfg)))  # type: ignore[arg-type]
+        cell = papers.cell_of(table, registry.flat(OmegaConf.to_container(cfg)))  # type: ignore[arg-type]
         assert cell is not None, job
         cells.add(cell)
     assert len({row for row, _ in cells}) == len(
@@ -187,6 +187,11 @@ def test_a_sweep_over_modes_needs_no_file_where_vectors_can_be_trained() -> None
         "embedding=random",
         "embedding=frozen",
     ]
+
+
+def test_a_glob_takes_the_place_of_what_a_paper_sweeps_over() -> None:
+    found = jobs_of("paper/swem", "embedding=random", "head=glob(mean*)", "data=trec", "seed=0")
+    assert [job[2] for job in found] == ["head=mean", "head=mean_max"]
 
 
 def test_the_command_line_takes_the_place_of_what_a_paper_sweeps_over() -> None:

@@ -210,6 +210,14 @@ def test_steps_of_training_with_every_head(head, pairs, multilabel):
         torch.testing.assert_close(chances.sum(1), torch.ones(5))
 
 
+def test_the_activation_is_of_each_text_not_of_the_combination():
+    head = build_head(copy.deepcopy(head_config("mean")), D, C, seed=0)
+    model = TextClassifier(Table(V, D, padding_idx=0, scale=1.0), head, C, pairs=True, activation="tanh")
+    u, v = alone(model, FIRST[0]).tanh(), alone(model, SECOND[0]).tanh()
+    expected = model.linear(torch.cat([u, v, (u - v).abs(), u * v]))
+    torch.testing.assert_close(model(batch_of(FIRST[0], SECOND[0]))[0], expected)
+
+
 def test_no_two_combinations_of_texts_are_mixed_up():
     """Each pair has its own texts: a pair alone, and any pair in any batch, gives the same."""
     model = make("bilstm").eval()

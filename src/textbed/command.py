@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from hydra import compose
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -137,9 +138,13 @@ def _swept(overrides: Iterable[str]) -> dict[str, list[Any]]:
     """The values that each key or group is to have, one job after the other."""
 
     def values(override: Override) -> list[Any]:
-        return [*override.sweep_iterator()] if override.is_sweep_override() else [override.value()]
+        if not override.is_sweep_override():
+            return [override.value()]
+        return [*override.sweep_iterator()] if override.is_discrete_sweep() else []  # an interval has no list
 
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    # A glob is looked up among the options of its group.
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    parsed = parser.parse_overrides(list(overrides))
     return {override.key_or_group: values(override) for override in parsed}
 
 

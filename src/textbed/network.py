@@ -102,7 +102,7 @@ class Network(nn.Module):
 
     def features(self, batch: TokenBatch) -> Tensor:
         """(B, H) from the head; for pairs (P, 4H)."""
-        features = self.read(batch)
+        features = self.activation(self.read(batch))
         if not self.pairs:
             return features
         u, v = features.tensor_split(2)  # (P, H) each
@@ -110,7 +110,7 @@ class Network(nn.Module):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Logits (B, C); for pairs (P, C)."""
-        return self.linear(self.dropout(self.activation(self.features(batch))))
+        return self.linear(self.dropout(self.features(batch)))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(B, C) float32: softmax over the classes, or for multi-label a sigmoid for each."""

@@ -188,7 +188,8 @@ class DataConfig:
     """Documents of each split that are used, for debugging; null is all of them."""
     shuffle_words: bool = key(False)
     """Whether the tokens of every document, in training, validation and test, stand in a random order that is
-    the same in every run: does order matter at all? Each document keeps its bag of words."""
+    the same in every run: does order matter at all? Each document keeps its bag of words. Vectors of the
+    training split (`embedding.vectors=corpus`) are of the shuffled text too."""
     shuffle_seed: int = key(0, minimum=0)
     """Seed of that order, apart from the training seed."""
     batch_size: int = key(256, minimum=1)

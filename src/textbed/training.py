@@ -571,6 +571,7 @@ def _vectors(cfg: DictConfig, data: TextDataModule) -> tuple[np.ndarray, np.ndar
             case=cfg.embedding.case,
             pieces=cfg.tokenizer.kind == "subwords",
             cache=cache,
+            tell=say,
         )
         if not unseen:
             return matrix, found

@@ -107,7 +107,7 @@ def _coverage(path: str, overrides: Sequence[str], case: Sequence[str]) -> list[
     tokens = data.tokenizer.tokens
     special = (data.tokenizer.pad_id, data.tokenizer.unk_id)
     pieces = data.tokenizer.kind == "subwords"
-    _, found = read(path, tokens, special=special, case=case, pieces=pieces, cache=cache)
+    _, found = read(path, tokens, special=special, case=case, pieces=pieces, cache=cache, tell=say)
     own = np.array([row not in special for row in range(len(tokens))])
     lines = [
         f"words    {found[own].mean():.1%} of the {own.sum():,} words of the training split have a vector"
@@ -399,7 +399,7 @@ def neighbours(path: str, words: Sequence[str], count: int = 10) -> list[str]:
     """
     _at_least("--count", count, 1)
     source = open_vectors(path)
-    matrix, found = read(path, (), more=words)  # none of them is a vocabulary that must be covered
+    matrix, found = read(path, (), more=words, tell=say)  # none of them is a vocabulary that must be covered
     missing = [word for word, there in zip(words, found, strict=True) if not there]
     if missing:
         hints = "".join(_near(source, word) for word in missing)

@@ -105,8 +105,10 @@ def test_one_that_does_not_say():
 
 
 def test_ngrams_beside_the_words_leave_these_alone():
+    """A head that pools counts N (D + 2): with that each word is read once, and each n-gram, 2 wide, once."""
     embedding = front_end("ngrams", V, D, **MORE["ngrams"], ngram_dim=2)
     ngrams = 10 * 4 + 2 * 5 + 9
-    for pools in (READ, SUM, MAX):
-        assert embedding.multiply_adds(LENGTHS, COUNTS, pools) == 2 * ngrams
-    assert embedding.multiply_adds(LENGTHS, COUNTS, ["mean", "max"]) == 2 * 2 * ngrams
+    assert embedding.multiply_adds(LENGTHS, COUNTS, READ) == 2 * ngrams
+    for pools in (SUM, MAX, ["mean", "max"]):
+        of_head = len(pools) * N * (D + 2)
+        assert embedding.multiply_adds(LENGTHS, COUNTS, pools) + of_head == len(pools) * (N * D + 2 * ngrams)

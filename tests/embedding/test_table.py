@@ -328,11 +328,9 @@ def test_configs_build_what_they_say(name):
         settings = OmegaConf.to_container(hydra.compose(f"embedding/{name}").embedding)
     assert isinstance(settings, dict)
     recipe = {key: settings.pop(key) for key in RECIPE_KEYS if key in settings and key not in PASSED_ON}
-    assert recipe == {
-        item.name: list(item.default) if item.name == "case" else item.default
-        for item in fields(EmbeddingConfig)
-        if item.name in recipe
-    }
+    usual = {item.name: item.default for item in fields(EmbeddingConfig) if item.name in recipe}
+    own = {} if name == "random" else {"vectors": "corpus"}
+    assert recipe == {**usual, "case": list(usual["case"]), **own}
     assert settings.pop("padding_idx") == "auto"
     vectors = None if name == "random" else torch.ones(V, D)
     table = hydra.utils.instantiate(settings, num_embeddings=V, vectors=vectors, padding_idx=PAD)

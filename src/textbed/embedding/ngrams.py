@@ -207,6 +207,8 @@ class NGrams(FrontEnd):
         for words in range(2, self.word_ngrams + 1):
             ngrams += sum(max(length - words + 1, 0) for length in lengths)
         if pools is not None:
+            if self.beside:
+                ngrams -= sum(lengths)  # the head counts one for each token, at the whole width
             ngrams *= len(pools)
         elif not self.beside:
             ngrams += sum(lengths)

@@ -241,22 +241,23 @@ def test_a_line_in_the_middle_is_no_sign_of_a_cut_wherever_blocks_end(tmp_path, 
             vectors.read(path, WORDS)
 
 
-def test_a_last_line_without_an_end_is_doubted(tmp_path, monkeypatch, capsys):
+def test_a_last_line_without_an_end_is_doubted(tmp_path, monkeypatch):
     """Whole but for its line end or cut inside its last number, the bytes do not say; counts do."""
 
-    def said(text: str) -> str:
-        vectors.read(write(tmp_path, text), WORDS)
-        return capsys.readouterr().err
+    def said(text: str) -> list[str]:
+        told: list[str] = []
+        vectors.read(write(tmp_path, text), WORDS, tell=told.append)
+        return told
 
     whole = lines("cat 0 0 0.125", *ROWS)
     for cut in (whole[:-1], whole.replace("sat 3 4 5", "sat 3 4 5.25")[:-2]):
         for size in (files.BLOCK, 30):
             monkeypatch.setattr(files, "BLOCK", size)
-            assert said(cut) == (
+            assert said(cut) == [
                 f"{tmp_path}/vectors.txt: line 4, the last, has no line end: if the file was cut short, its "
-                "last number is wrong and more words are missing; if it is whole, add a line end\n"
-            )
-    assert said(whole) == said(whole + "\n  ") == said(lines("4 3") + whole[:-1]) == ""
+                "last number is wrong and more words are missing; if it is whole, add a line end"
+            ]
+    assert said(whole) == said(whole + "\n  ") == said(lines("4 3") + whole[:-1]) == []
 
 
 def test_missing_file_names_the_nearest(tmp_path):

@@ -56,7 +56,7 @@ def train(
         gensim's model; its ``wv`` holds the words and their vectors.
 
     Raises:
-        UserError: gensim is not installed, or no word occurs ``min_count`` times.
+        UserError: no word occurs ``min_count`` times.
     """
     import gensim
 

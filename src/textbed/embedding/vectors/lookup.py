@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from textbed.embedding.vectors import arrays, binary, fasttext, files, models
 from textbed.embedding.vectors.files import SUPPORTED, Source, codec_of, reading
 from textbed.embedding.vectors.text import TextVectors
 from textbed.errors import UserError, nearest
-from textbed.runs.folder import say
 
 CASES = ("exact", "lower", "title")
 # Part of every key of the cache: raise it whenever the same file would give other rows.
@@ -134,6 +134,7 @@ def read(
     case: Sequence[str] = ("exact",),
     pieces: bool = False,
     cache: Path | None = None,
+    tell: Callable[[str], object] = warnings.warn,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The vectors of ``words``.
 
@@ -147,8 +148,8 @@ def read(
             that the file holds come first; only then are rows composed, where the format can.
         pieces: whether the words are pieces of a subword tokenizer: nothing is then composed for them.
         cache: folder that keeps what was read, by content; None keeps nothing.
-
-    What is in doubt about the file is said on stderr, when it is read and not when its rows are remembered.
+        tell: is given what is in doubt about the file, in one line, when it is read and not when its rows are
+            remembered.
 
     Returns:
         a matrix (V + K, D) float32, zeros where a word has no vector, and found (V + K,) bool.
@@ -185,7 +186,7 @@ def read(
             kept_as = entry(hashing.result())
     _check_covered(path, words[:vocabulary], found, special)
     if source.doubt is not None:
-        say(source.doubt)
+        tell(source.doubt)
     if cache is not None:
         keep(kept_as, matrix, found)
     return matrix, found
