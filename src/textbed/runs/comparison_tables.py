@@ -129,7 +129,8 @@ def _tests(comparison: Comparison) -> Table:
     documents = any(pair.documents for pair in pairs)
     single = any(pair.documents and pair.documents.mcnemar is not None for pair in pairs)
     number = _number(comparison.metrics[0])
-    header = ["difference of", "", "95 %", "pairs", "p, runs", *(["Holm"] if many else []), "d", "runs needed"]
+    header = ["difference of", "", "95 %", "pairs", "p, runs", *(["Holm"] if many else [])]
+    header += ["d", "runs needed"]
     if documents:
         header += ["documents", "95 %, documents", "p, documents", *(["Holm"] if many else [])]
     if single:
