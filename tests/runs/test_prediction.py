@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import json
+import os
 import runpy
 import sys
 from collections.abc import Callable
@@ -166,12 +168,33 @@ def test_places_that_cannot_be_written(model: Model, tmp_path: Path) -> None:
         predict_file(model, path, tmp_path / "out.xlsx", wanted=Wanted())
     with pytest.raises(UserError, match=r"--file: no file or folder .*in\.json.*Did you mean 'in\.jsonl"):
         predict_file(model, tmp_path / "in.json", None, wanted=Wanted())
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UserError, match=r"--out: .*folder\.csv is a folder; expected the name of a file"):
+        predict_file(model, path, tmp_path / "folder.csv", wanted=Wanted())
     table = pa.table({"text": ["a"], "list": [[1, 2]]})
     pq.write_table(table, tmp_path / "in.parquet")
     with pytest.raises(UserError, match=r"--out: column 'list' holds list<.*for which \.csv has no place"):
         predict_file(model, tmp_path / "in.parquet", tmp_path / "out.csv", wanted=Wanted())
     with pytest.raises(UserError, match="is the file that is read"):
         predict_file(model, tmp_path / "in.parquet", tmp_path / "in.parquet", wanted=Wanted())
+
+
+def test_a_folder_in_which_nothing_can_be_made(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str, mode: int = 0o777) -> None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+    path = write(tmp_path / "in.csv", TEXTS)
+    monkeypatch.setattr(os, "mkdir", refuse)
+    for out in (tmp_path / "out.csv", tmp_path / "no" / "such" / "out.csv"):
+        with pytest.raises(UserError, match=r"cannot write .*out\.csv: nothing can be made in") as caught:
+            predict_file(model, path, out, wanted=Wanted())
+        assert str(caught.value).endswith(
+            f"in {tmp_path} (No such file or directory): choose another place (--out)"
+        )
+    with pytest.raises(UserError, match=r"no place for temporary files .*: set TMPDIR"):
+        predict_file(model, path, None, wanted=Wanted())
 
 
 def test_the_script(

@@ -291,12 +291,12 @@ def predict_file(
                 f"--out: {out}: expected a name that ends in {', '.join(OUTPUTS)}."
                 f"{nearest(out.suffix, OUTPUTS)}"
             )
+        if out.is_dir():
+            raise UserError(f"--out: {out} is a folder; expected the name of a file")
         if out.exists() and path.exists() and out.samefile(path):
             raise UserError(f"--out: {out} is the file that is read; give another")
     lists = out is None or out.suffix in (".parquet", ".jsonl")
-    # Parsed files lie beside what is written: the system's own place is often memory.
-    place = out.parent if out is not None and out.parent.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix=".textbed-", dir=place) as cache:
+    with _parsing_folder(out) as cache:
         rows = open_rows(path, Path(cache), csv_format(path, **form or {}))
         columns = text_columns(rows, model, text, kind_of(path))
         added = wanted.columns(model, np.zeros((0, len(model.classes)), np.float32), lists)
@@ -339,6 +339,21 @@ def predict_file(
                 finally:
                     named.unlink(missing_ok=True)
         return count
+
+
+def _parsing_folder(out: Path | None) -> tempfile.TemporaryDirectory[str]:
+    """A folder for parsed files, near what is written: the system's own place is often memory. Where nothing
+    can be written that is known here, before any text has been read."""
+    place = next(folder for folder in out.absolute().parents if folder.is_dir()) if out is not None else None
+    try:
+        return tempfile.TemporaryDirectory(prefix=".textbed-", dir=place)
+    except OSError as error:
+        if out is None:
+            raise UserError(f"no place for temporary files ({error.strerror}): set TMPDIR to one") from None
+        raise UserError(
+            f"cannot write {out}: nothing can be made in {place} ({error.strerror}): choose another place "
+            "(--out)"
+        ) from None
 
 
 def _strings(column: pa.Array) -> list[str | None]:
