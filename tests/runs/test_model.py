@@ -246,6 +246,11 @@ def test_embeddings_are_the_heads_output(trained: Trained) -> None:
     np.testing.assert_allclose(both[:, 0], pairs.embed(["an owl", "a mast"]), atol=1e-6)
     assert not both[1, 1].any()
 
+    for texts in (["an owl", None, "a mast"], [("an owl", "rye bread"), ("a mast", None)]):
+        given = [text for text in texts if text is None or isinstance(text, str)]
+        for made in (model, pairs) if given else (pairs,):
+            np.testing.assert_array_equal(made.embed(pa.array(texts)), made.embed(texts))
+
 
 def test_what_is_no_text(trained: Trained) -> None:
     model, pairs = load(trained("words").path), load(trained("pairs").path)
@@ -275,6 +280,13 @@ def test_neither_hydra_nor_lightning_nor_the_data_is_needed(trained: Trained, tm
     chances, imported = told.splitlines()
     assert imported == "[]"
     assert json.loads(chances)[0] == load(run.path).predict_proba(["an owl in its nest"]).tolist()[0]
+
+
+@pytest.mark.parametrize("device", ["cdua", "cuda:99", "cuda:x", "meta"])
+def test_a_device_that_is_not_there(trained: Trained, device: str) -> None:
+    with pytest.raises(UserError, match=f"^device {device}: expected cpu.*, which torch has here") as caught:
+        load(trained("words").path, device)
+    assert "\n" not in str(caught.value)
 
 
 # Folders that hold no model

@@ -101,6 +101,7 @@ class Model:
 
         A model of pairs takes single texts here as well; of a pair it gives both texts' vectors, (n, 2, H).
         """
+        texts = _checked(texts)
         pairs = self.pairs and any(not isinstance(text, str) and text is not None for text in texts)
         columns = self._columns(texts) if pairs else [_texts(texts)]
         parts = [self.network.read(batch) for batch in self._batches(columns, batch_size)]
@@ -191,11 +192,26 @@ def load(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> 
 
     Raises:
         UserError: there is no such folder, it holds no model, or one of a later version; the message says
-            what is missing.
+            what is missing. Or torch has no such device here.
     """
-    path = Path(folder).expanduser()
+    path, place = Path(folder).expanduser(), _device(device)
     design, tokens, network = read_network(path)
-    return Model(design, tokens, network, path, device)
+    return Model(design, tokens, network, path, place)
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """The device, once a number has been there and back: what a name cannot do shows only in use."""
+    try:
+        made = torch.device(device)
+        torch.zeros(1, device=made).cpu()
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch that is built without it
+        here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        here += ["mps"] if torch.backends.mps.is_available() else []
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"device {device}: expected {' or '.join(here)}, which torch has here ({reason})"
+        ) from None
+    return made
 
 
 def read_network(path: Path, make: Callable[..., Network] = Network) -> tuple[Design, Tokenizer, Network]:
