@@ -108,6 +108,9 @@ def test_what_differs_is_found(tmp_path: Path) -> None:
     # a key that came later is as good as null
     keys = [{"config": {"data.limit": None, "classifier.activation": None}}, {}]
     assert by(*keys, place="keys") == ([], {"all"})
+    # or as its default, which then is the name of the group
+    shuffled = [{"config": {"data.shuffle_words": value}} for value in (False, True)]
+    assert by({"seed": 1}, *shuffled, place="later") == (["data.shuffle_words"], {"false", "true"})
 
 
 def warned(root: Path, by: list[str] | None = None) -> list[str]:
@@ -125,7 +128,7 @@ def test_warned_of_what_was_not_asked_for(tmp_path: Path) -> None:
         "groups differ in trainer.max_epochs, their budget: 20 (gru); 10 (mean)"
     ]
     assert pair("split", {"config": {"data.validation_seed": 1}}, {}) == [
-        "groups differ in data.validation_seed: 1 (gru); null (mean)"
+        "groups differ in data.validation_seed: 1 (gru); 0 (mean)"
     ]
     (line,) = pair("data", {"info": {"data": "4567"}}, {})
     assert "differ in their documents, labels or splits" in line

@@ -187,6 +187,20 @@ def test_reading_in_blocks_is_reading_the_whole(tmp_path: Path, text: str) -> No
         assert registry.read_config(tmp_path / "config.yaml") == registry.flat(yaml.safe_load(text) or {})
 
 
+def test_a_key_that_came_later_has_its_default() -> None:
+    before = {"seed": 0, "tokenizer.kind": "words", "head._target_": "a"}
+    usual = {
+        **before, "data.shuffle_words": False, "test": True, "embedding.case": ["exact"], "head.later": None,
+        "tokenizer.lowercase": registry.completed(before)["tokenizer.lowercase"],
+    }  # fmt: skip
+    assert registry.differing([before, usual]) == registry.differing([usual, before]) == []
+    other = {**usual, "data.shuffle_words": True, "head.later": 1, "embedding.case": ["lower"]}
+    assert registry.differing([before, usual, other]) == [
+        "data.shuffle_words", "embedding.case", "head.later",
+    ]  # fmt: skip
+    assert registry.completed(other).items() >= other.items()
+
+
 # Choosing
 
 

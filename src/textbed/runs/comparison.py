@@ -5,6 +5,7 @@ Reads run folders and writes nothing into them. Nothing here imports torch.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -168,7 +169,11 @@ def compare(
     found = registry.find(paths)
     everything = registry.whole(found)
     notes = [f"left out: {line}" for line in found.left_out]
-    runs = _usable(everything, metrics, notes)
+    # groups are named by values, and a run of before a key came goes with those that have its default
+    runs = [
+        dataclasses.replace(run, config=registry.completed(run.config))
+        for run in _usable(everything, metrics, notes)
+    ]
     lower = is_lower_better(metrics[0]) if lower is None else lower
 
     differing = registry.differing([run.config for run in runs])

@@ -287,16 +287,46 @@ def _read_whole(text: str) -> dict[str, Any]:
     return flat(content)
 
 
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the defaults of the keys that it lacks, those that came after the run was made.
+
+    Args:
+        config: values by dotted keys.
+    """
+    return {**_defaults(config.get("tokenizer.kind")), **config}
+
+
+@functools.cache
+def _defaults(tokenizer: str | None) -> dict[str, Any]:
+    from textbed import schema  # Hydra, which takes a while to import
+
+    parts: dict[str, type] = {
+        "": schema.TrainConfig,
+        "data.": schema.DataConfig,
+        "embedding.": schema.EmbeddingConfig,
+        "head.": schema.HeadConfig,
+        "classifier.": schema.ClassifierConfig,
+    }
+    if tokenizer in schema.TOKENIZERS:
+        parts["tokenizer."] = schema.TOKENIZERS[tokenizer]
+    return {
+        f"{place}{name}": list(value) if isinstance(value, tuple) else value  # as YAML has it
+        for place, part in parts.items()
+        for name, value in schema.defaults(part).items()
+    }
+
+
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Keys in which configurations differ, without those that are repeats and those that alter no figure.
 
-    A key that one of them lacks differs where another has a value other than null for it.
+    A key that one of them lacks has its default there, or is null where the schema does not know it.
     """
+    whole = [completed(config) for config in configs]
     aside = tuple(f"{part}." for part in _ASIDE)
     return sorted(
         key
-        for key in {key for values in configs for key in values} - {*REPEATS, *_ASIDE}
-        if not key.startswith(aside) and any(values.get(key) != configs[0].get(key) for values in configs[1:])
+        for key in {key for values in whole for key in values} - {*REPEATS, *_ASIDE}
+        if not key.startswith(aside) and any(values.get(key) != whole[0].get(key) for values in whole[1:])
     )
 
 
