@@ -37,8 +37,10 @@ def main() -> int:
         split = chosen[-1].removeprefix("split=") if chosen else None
         figures, by_class, file = evaluate(arguments.run, split, others)
         shown = {f"test/{name.partition('/')[2]}": value for name, value in figures.items()}
-        show_result(shown, Path(arguments.run), notes=[f"written to {file}"], per_class=by_class)
-        print(file)
+        note = f"written to {file}" if file else "nothing was kept: evaluations/ of the run cannot be written"
+        show_result(shown, Path(arguments.run), notes=[note], per_class=by_class)
+        if file:
+            print(file)
     return 0
 
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import accuracy, documents, threads_restored, write_csv
+from running import ROOT, accuracy, documents, threads_restored, write_csv
 
 from textbed.errors import UserError
 from textbed.runs.evaluation import evaluate
@@ -31,6 +33,7 @@ def test_its_own_splits_give_the_same_to_the_last_bit(trained: Trained, name: st
     assert {key: kept[key] for key in figures} == figures
     for entry in by_class:
         assert entry["f1"] == kept[f"test/f1/{entry['class']}"]
+    assert file is not None
     written = json.loads(file.read_text())
     assert (written["figures"], written["split"], written["own_data"]) == (figures, "test", True)
     assert written["documents"] == sum(entry["support"] for entry in by_class) or name == "multilabel"
@@ -51,6 +54,23 @@ def test_other_data(trained: Trained, tmp_path: Path) -> None:
     expected = accuracy([classes.index(label) for _, label in rows], [classes.index(name) for name in said])
     assert figures["test/accuracy"] == pytest.approx(expected)
     assert [entry["support"] for entry in by_class] == [14, 0, 13]
+
+
+def test_a_folder_that_cannot_be_written(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(shutil.copytree(trained("words").path, tmp_path / "copy"))
+    shutil.rmtree(run.evaluations, ignore_errors=True)
+    run.evaluations.write_text("a file in the folder's place, which refuses root too")
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(run.path)])
+    capsys.readouterr()  # what the training said
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / "evaluate.py"), run_name="__main__")
+    told = capsys.readouterr()
+    assert (ended.value.code, told.out) == (0, "")
+    assert "nothing was kept: evaluations/ of the run cannot be written" in told.err
+    (shown,) = [line for line in told.err.splitlines() if line.split()[:1] == ["accuracy"]]
+    assert f"{run.read_metrics()['test/accuracy']:.4f}" in shown
 
 
 def test_what_cannot_be_evaluated(trained: Trained, tmp_path: Path) -> None:

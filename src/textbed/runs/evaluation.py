@@ -37,7 +37,7 @@ SAME_DATA = ("data.mirror", "data.workers", "data.eval_batch_size", "data.batch_
 
 def evaluate(
     path: str, split: str | None = None, overrides: Sequence[str] = ()
-) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
+) -> tuple[dict[str, Any], list[dict[str, Any]], Path | None]:
     """Test the best checkpoint of a run, and write what it gave into ``evaluations/`` of the run folder.
 
     On the CPU the figures of the run's own test split are those of ``metrics.json`` to the last bit.
@@ -49,7 +49,8 @@ def evaluate(
             and ``threads`` how it is done.
 
     Returns:
-        Figures by name, those of each class, and the file they were written to.
+        Figures by name, those of each class, and the file they were written to: None where the run folder
+        cannot be written.
 
     Raises:
         UserError: no such run, data that is not what it was, a class the model does not know.
@@ -102,7 +103,10 @@ def evaluate(
         "figures": figures,
         "by_class": model.per_class,
     }
-    write_json(file, content)
+    try:
+        write_json(file, content)
+    except (OSError, UserError):  # the folder may be another's: the figures stand all the same
+        return figures, model.per_class, None
     return figures, model.per_class, file
 
 
