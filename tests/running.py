@@ -238,10 +238,10 @@ def record(folder: RunFolder) -> list[dict[str, Any]]:
     ]
 
 
-def predictions(folder: RunFolder) -> dict[str, list[Any]]:
+def predictions(folder: RunFolder, split: str = "test") -> dict[str, list[Any]]:
     import pyarrow.parquet as pq
 
-    return pq.read_table(folder.predictions / "test.parquet").to_pydict()
+    return pq.read_table(folder.predictions / f"{split}.parquet").to_pydict()
 
 
 def weights(folder: RunFolder, which: str = "last") -> dict[str, Any]:

@@ -96,6 +96,7 @@ def test_a_run_leaves_these_files(kept: RunFolder) -> None:
         "pictures/embedding.png",
         "pictures/learning_curves.png",
         "predictions/test.parquet",
+        "predictions/validation.parquet",
         "run.json",
         "tokenizer/tokenizer.json",
     }
@@ -139,6 +140,19 @@ def test_test_figures_are_those_of_the_predictions(kept: RunFolder, data: TextDa
         assert given[f"test/recall/{name}"] == pytest.approx(hits / 10, abs=1e-6)
     classes = json.loads(pq.read_schema(kept.predictions / "test.parquet").metadata[b"classes"])
     assert classes == data.corpus.classes == ["birds", "boats", "bread"]
+
+
+def test_validation_is_predicted_by_what_is_tested(kept: RunFolder, data: TextDataModule) -> None:
+    said, given = predictions(kept, "validation"), figures(kept)
+    assert said["row"] == data.splits["validation"].rows.tolist()
+    assert said["label"] == data.sets["validation"].labels.tolist()
+    assert given["val/accuracy"] == pytest.approx(accuracy(said["label"], said["predicted"]), abs=1e-6)
+    loss = -np.log(
+        [chances[label] for chances, label in zip(said["probability"], said["label"], strict=True)]
+    )
+    assert given["val/loss"] == pytest.approx(loss.mean(), abs=1e-5)
+    # what is logged is the validation of each epoch, and nothing again
+    assert sum("val/loss" in line for line in record(kept)) == 2
 
 
 def test_other_final_figures(kept: RunFolder, data: TextDataModule) -> None:

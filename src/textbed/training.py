@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from textbed import command, config
 from textbed.callbacks import AtomicCheckpointIO, Checkpoints, Timing, make_callbacks
-from textbed.classifier import Schedule, TextClassifier, balanced_weights, optimizer_from_config
+from textbed.classifier import Predictions, Schedule, TextClassifier, balanced_weights, optimizer_from_config
 from textbed.data.datamodule import TextDataModule
 from textbed.data.encoding import load_tokenizer
 from textbed.embedding import vectors
@@ -228,8 +228,10 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
         log_settings(loggers, OmegaConf.to_container(cfg), new=not resumed)  # type: ignore[arg-type]
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         best = _best(trainer)
+        validated = None
         if cfg.test:
             folder.update(phase="test")
+            validated = _predict_validation(data, model, trainer, best) if "validation" in data.sets else None
             trainer.test(model, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
         memory = peak_memory()  # of training and test: what looks at them comes after
         figures = _figures(folder, model, trainer, best) | {
@@ -237,7 +239,8 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
         }
         folder.write_metrics(figures | timing.figures() | memory)  # whatever becomes of what follows
         with timing.phase("report"):
-            _write_predictions(folder, data, model)
+            _write_predictions(folder, data, "validation", validated)
+            _write_predictions(folder, data, "test", model.predictions)
             table = _report(cfg, folder, data, model, best, loggers)
         figures |= timing.figures() | memory
         folder.write_metrics(figures)
@@ -737,12 +740,27 @@ def _figures(
     return figures | {"epochs": trainer.current_epoch, "steps": trainer.global_step}
 
 
-def _write_predictions(folder: RunFolder, data: TextDataModule, model: TextClassifier) -> None:
-    if model.predictions is not None:
-        said = model.predictions
+def _predict_validation(
+    data: TextDataModule, model: TextClassifier, trainer: pl.Trainer, best: Path | None
+) -> Predictions | None:
+    """What the checkpoint to be tested says of the validation documents; costs a pass over them.
+
+    Its figures are on record since it was made, so that none is logged again.
+    """
+    loggers, trainer.loggers = trainer.loggers, []
+    try:
+        trainer.validate(model, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
+    finally:
+        trainer.loggers = loggers
+    said, model.predictions = model.predictions, None
+    return said
+
+
+def _write_predictions(folder: RunFolder, data: TextDataModule, split: str, said: Predictions | None) -> None:
+    if said is not None:
         predicted = said.probabilities > 0.5 if data.corpus.multilabel else said.probabilities.argmax(axis=1)
         folder.write_predictions(
-            "test", said.rows, said.labels, predicted, said.probabilities, data.corpus.classes
+            split, said.rows, said.labels, predicted, said.probabilities, data.corpus.classes
         )
 
 

@@ -14,7 +14,7 @@ log.txt                    what was said
 model.yaml                 what the model is made of, apart from its weights and vocabulary
 tokenizer/                 the tokenizer with its vocabulary
 checkpoints/               best.ckpt (by validation) and last.ckpt (to go on from)
-predictions/test.parquet   one row for each document
+predictions/               validation.parquet and test.parquet, one row for each document
 evaluations/               figures of the model on other data or splits, where asked for later
 embedding.json             what the table covers, and how training moved its rows
 pictures/                  learning curves, confusion matrix, a page on the table
