@@ -217,8 +217,9 @@ def test_reused_and_plain_end_alike(
     run, reused, plain = both(runs, calls, *frozen(topics, vectors, "trainer.max_epochs=3", *settings))
     # the head sees every document once, in one batch as none has more than 256, but the test's as they come
     tested = len(predictions(run)["row"])
-    assert reused[:2] == documents[:2]
-    assert (sum(reused[2:]), tested) == (documents[2], documents[2])
+    # and those to validate once more at the end, with the checkpoint that is tested
+    assert reused[:3] == [*documents[:2], documents[1]]
+    assert (sum(reused[3:]), tested) == (documents[2], documents[2])
     assert len(plain) > figures(run)["steps"] > 3
     assert sum(plain) >= 2 * documents[0] + 2 * documents[1] + documents[2]
 
@@ -227,8 +228,8 @@ def test_pairs_are_reused(runs: Runs, vectors: Path, calls: list[int]) -> None:
     rows = [(text, " ".join(text.split()[::-1][:5]), label) for text, label in documents(60)]
     path = write_csv(runs.folder / "pairs.csv", rows, ("first", "second", "label"))
     _, reused, plain = both(runs, calls, *frozen(path, vectors, "data.text=[first,second]"))
-    assert reused == [86, 10, 24]  # 43 pairs to train on, 5 to validate and 12 to test
-    assert sum(plain) == 2 * (86 + 10) + 24
+    assert reused == [86, 10, 10, 24]  # 43 pairs to train on, 5 to validate, at the end too, and 12 to test
+    assert sum(plain) == 2 * (86 + 10) + 10 + 24
 
 
 def test_several_labels_are_reused(runs: Runs, vectors: Path, calls: list[int]) -> None:
@@ -237,7 +238,7 @@ def test_several_labels_are_reused(runs: Runs, vectors: Path, calls: list[int]) 
     path.write_text("\n".join(rows))
     settings = [one for one in frozen(path, vectors) if one != "data=csv"]
     _, reused, _ = both(runs, calls, "data=json", *settings)
-    assert reused == [43, 5, 12]
+    assert reused == [43, 5, 5, 12]
 
 
 def test_a_resumed_run_reuses_too(
@@ -265,10 +266,10 @@ def test_a_resumed_run_reuses_too(
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
-        (["embedding=finetuned"], [*[16] * 6, 12, 12, 30]),
+        (["embedding=finetuned"], [*[16] * 6, 12, 12, 12, 30]),
         (["head=gru", "head.hidden=3"], []),
-        (["+trainer.limit_train_batches=3"], [16, 16, 16, 12, 30]),
-        (["+trainer.overfit_batches=2"], [16, 16, 12, 30]),
+        (["+trainer.limit_train_batches=3"], [16, 16, 16, 12, 12, 30]),
+        (["+trainer.overfit_batches=2"], [16, 16, 12, 12, 30]),
     ],
     ids=["finetuned", "gru", "limited", "overfit"],
 )
@@ -296,7 +297,7 @@ def test_the_bound_on_memory(
         return " ".join(capfd.readouterr().err.split())
 
     assert "documents are pooled once and kept in 3.0 MiB" in run_with(3.0)
-    assert calls == [108, 12, 30]
+    assert calls == [108, 12, 12, 30]
     assert "kept, they would take 4 MiB, more than classifier.reuse_mib=3" in run_with(3.5)
     assert len(calls) > 2 * 108 / 16
 
