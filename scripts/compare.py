@@ -5,6 +5,8 @@
     python scripts/compare.py runs/sst2 --against "random, mean"          each against one, fewer tests
     python scripts/compare.py runs/sst2 --disagreements 20                and the documents they differ on
     python scripts/compare.py 'runs/sst2*' --format latex --out table.tex
+    python scripts/compare.py --wandb TEAM/sst2                     runs of a project, and the tables go there
+    python scripts/compare.py --wandb runs/sst2                     the same with offline runs
 
 Runs that differ in seed and fold alone are one group. "p, runs" is of a permutation test over seeds and
 folds, paired where groups share these: would other seeds show it? "p, documents" is of a paired bootstrap
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
 
@@ -26,7 +29,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, folders of them, or patterns")
+    parser.add_argument("runs", nargs="*", metavar="RUNS", help="run folders, folders of them, or patterns")
+    parser.add_argument(
+        "--wandb",
+        metavar="PLACE",
+        help="send the tables to this project of Weights & Biases, or offline into this folder; without RUNS "
+        "those that were logged there are compared",
+    )
     parser.add_argument(
         "--by", metavar="KEY,...", help="keys or config groups to compare; what differs by default"
     )
@@ -47,6 +56,8 @@ def main() -> int:
     parser.add_argument("--format", choices=FORMATS, default="text")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of printing")
     arguments = parser.parse_args()
+    if not arguments.runs and not arguments.wandb:
+        parser.error("give run folders, or --wandb PROJECT")
     from textbed.command import one_line_errors
 
     with one_line_errors():
@@ -64,13 +75,24 @@ def render(arguments: argparse.Namespace) -> str:
     from textbed.runs import comparison_tables as shown
     from textbed.runs.comparison import compare
 
+    runs: Any = arguments.runs
+    if not runs:
+        from textbed.runs.wandb_runs import read
+
+        runs = read(arguments.wandb)
     comparison = compare(
-        arguments.runs,
+        runs,
         arguments.by.split(",") if arguments.by else None,
         arguments.metric.split(","),
         arguments.against,
         arguments.lower,
     )
+    if arguments.wandb:
+        from textbed.runs.folder import say
+        from textbed.runs.wandb_runs import send
+
+        for line in send(comparison, arguments.wandb):
+            say(line)
     tables, disagreeing = shown.tables(comparison), None
     if arguments.disagreements:
         between = tuple(arguments.between) if arguments.between else None

@@ -90,6 +90,12 @@ SUPPLIED = {
     "trainer": frozenset({"callbacks", "logger", "default_root_dir"}),
 }
 
+# What a run folder of before calls a class, and what it is called now: such a run can be resumed.
+MOVED = {
+    "textbed.runs.record.Wandb": "textbed.runs.loggers.Wandb",
+    "textbed.runs.record.mlflow_logger": "textbed.runs.loggers.MLflow",
+}
+
 
 def check(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -> DictConfig:
     """Check a composed configuration and return it resolved, with every default filled in.
@@ -271,6 +277,7 @@ def _check_named(group: str, nodes: Any) -> dict[str, Any]:
                 node,
                 f"there is no such entry in {group}, and no _target_ to make one of.{nearest(name, others)}",
             )
+        node["_target_"] = MOVED.get(node["_target_"], node["_target_"])
         _check_node(f"{group}.{name}", node)
     return kept
 

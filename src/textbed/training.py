@@ -41,7 +41,14 @@ from textbed.pooled import can_be_reused, mebibytes
 from textbed.runs import embedding_report, pictures
 from textbed.runs.embedding_report import TableReport
 from textbed.runs.folder import RunFolder, is_rank_zero, peak_memory, say, write_json, write_text
-from textbed.runs.record import finish_loggers, log_report, log_settings, make_loggers, read_metrics
+from textbed.runs.loggers import (
+    finish_loggers,
+    log_report,
+    log_settings,
+    make_loggers,
+    prediction_table,
+)
+from textbed.runs.record import read_metrics
 from textbed.runs.summary import Overview, PartSummary, SplitSummary, share, show_overview, show_result
 from textbed.schema import GLOBAL_GROUPS, PASSED_ON, RECIPE_KEYS, HeadConfig, defaults
 from textbed.targets import read_arguments
@@ -792,7 +799,19 @@ def _report(
     try:
         _draw(cfg, folder, model)
         table = _report_on_table(cfg, folder, data, model, best) if is_rank_zero() else None
-        log_report(loggers, folder.pictures, table.tables() if table else {})
+        tables = {f"embedding/{name}": rows for name, rows in table.tables().items()} if table else {}
+        confusion = None
+        if model.predictions is not None and is_rank_zero():
+            said, source = model.predictions, data.corpus.splits[data.splits["test"].split]
+            tables["test/predictions"] = prediction_table(
+                said.rows,
+                said.labels,
+                said.probabilities,
+                data.corpus.classes,
+                lambda row: " || ".join(source.text(row, column) for column in range(data.corpus.columns)),
+            )
+            confusion = None if model.multilabel else model.confusion
+        log_report(loggers, folder.pictures, tables, confusion, model.class_names)
     except Exception as error:  # of memory, disk or drawing: figures and checkpoints are there
         reason = " ".join(str(error).split())
         say(f"the report is not whole: {type(error).__name__}{f': {reason}' if reason else ''}")

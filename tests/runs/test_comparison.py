@@ -18,7 +18,7 @@ from made_up import make_run, predict
 from scipy import stats
 
 from textbed.errors import UserError
-from textbed.runs import answers, comparison_tables
+from textbed.runs import answers, comparison_tables, registry, wandb_runs
 from textbed.runs.comparison import Comparison, compare, figure, is_lower_better
 from textbed.runs.folder import RunFolder
 
@@ -560,6 +560,16 @@ def test_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     code, out, err = run(tmp_path / "runs", "--metric", "test/acc")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("error: --metric test/acc: ")
+
+    sent = []
+    monkeypatch.setattr(wandb_runs, "read", lambda place: registry.find([tmp_path / place]))
+    monkeypatch.setattr(wandb_runs, "send", lambda comparison, place: sent.append(place) or ["wandb: sent"])
+    code, out, err = run("--wandb", "runs", "--format", "csv")  # of runs that lie there
+    assert (code, "gru,3," in out, err) == (0, True, "wandb: sent\n")
+    code, _, _ = run(tmp_path / "runs", "--wandb", "team/sst2")
+    assert (code, sent) == (0, ["runs", "team/sst2"])
+    code, _, err = run("--by", "head")
+    assert (code, "give run folders, or --wandb PROJECT" in err) == (2, True)
 
 
 def test_two_comparisons_at_once(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def is_lower_better(metric: str) -> bool:
 
 
 def compare(
-    paths: Iterable[str | Path],
+    paths: Iterable[str | Path] | registry.Found,
     by: Sequence[str] | None = None,
     metrics: Sequence[str] = ("test/accuracy",),
     against: str | None = None,
@@ -155,7 +155,7 @@ def compare(
     """Compare runs.
 
     Args:
-        paths: run folders, folders that hold some, or patterns.
+        paths: run folders, folders that hold some, or patterns; or the runs themselves.
         by: keys or config groups that tell the groups apart; None takes what differs.
         metrics: names of figures; the first is tested.
         against: name of the group that the others are tested against; None tests all pairs.
@@ -166,7 +166,7 @@ def compare(
     Raises:
         UserError: no run has such a figure or key, or there is no such group.
     """
-    found = registry.find(paths)
+    found = paths if isinstance(paths, registry.Found) else registry.find(paths)
     everything = registry.whole(found)
     notes = [f"left out: {line}" for line in found.left_out]
     # groups are named by values, and a run of before a key came goes with those that have its default

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from textbed.embedding import report
 from textbed.embedding.table import FrontEnd
-from textbed.runs.record import Table
+from textbed.runs.loggers import Table
 
 MOST_NUMBERS = 1 << 25
 """Numbers of the rows that are compared, before and after each: 128 MiB as float32. Of a larger table the

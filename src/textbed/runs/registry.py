@@ -31,7 +31,7 @@ KILLED = "killed"
 REPEATS = ("seed", "data.fold")
 """In these the runs differ that a mean is taken over."""
 # These differ without altering a figure, or say again what another key says.
-_ASIDE = (
+ASIDE = (
     "callbacks.seeds.seed", "callbacks.progress", "classifier.reuse_mib", "data.eval_batch_size",
     "data.mirror", "data.path", "data.workers", "paths", "logger", "threads", "report", "name", "resume",
 )  # fmt: skip
@@ -322,10 +322,10 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     A key that one of them lacks has its default there, or is null where the schema does not know it.
     """
     whole = [completed(config) for config in configs]
-    aside = tuple(f"{part}." for part in _ASIDE)
+    aside = tuple(f"{part}." for part in ASIDE)
     return sorted(
         key
-        for key in {key for values in whole for key in values} - {*REPEATS, *_ASIDE}
+        for key in {key for values in whole for key in values} - {*REPEATS, *ASIDE}
         if not key.startswith(aside) and any(values.get(key) != whole[0].get(key) for values in whole[1:])
     )
 
