@@ -1,7 +1,11 @@
-"""Write the model of a run on its own: weights as safetensors, vocabulary, and what it is made of.
+"""Write the model of a run on its own: its weights, its vocabulary, and what it is made of.
 
-    python scripts/export.py RUN --to folder DIR     loads with textbed.load(DIR), without Hydra or Lightning
-    python scripts/export.py RUN --to hub DIR        the same with a model card, to upload to a model hub
+    python scripts/export.py RUN --to folder DIR         loads with textbed.load(DIR), no Hydra or Lightning
+    python scripts/export.py RUN --to hub DIR            the same with a model card, to upload to a model hub
+    python scripts/export.py RUN --to onnx DIR           a graph for ONNX runtimes, without textbed
+    python scripts/export.py RUN --to torch.export DIR   a graph for torch, without textbed
+
+A graph is compared with the model on the run's test documents before anything is written.
 
 DIR is made. Checkpoints, record and predictions of the run stay where they are.
 """
@@ -18,7 +22,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", metavar="RUN", help="the run folder")
-    parser.add_argument("--to", required=True, choices=("folder", "hub"), help="what to write")
+    parser.add_argument(
+        "--to", required=True, choices=("folder", "hub", "onnx", "torch.export"), help="what to write"
+    )
     parser.add_argument("out", metavar="DIR", type=Path, help="folder to write it into")
     arguments = parser.parse_args()
     from textbed.command import one_line_errors

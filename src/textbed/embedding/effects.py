@@ -116,7 +116,7 @@ class Effects(FrontEnd):
             # So are the rows to pull to, which add a third to a checkpoint with Adam's state: a run that goes
             # on is pulled to the same rows, whatever has become of the file they came from.
             with torch.no_grad():
-                self.register_buffer("initial", inner(_each_alone(torch.arange(num_embeddings))).clone())
+                self.register_buffer("initial", inner(each_alone(torch.arange(num_embeddings))).clone())
             everything = torch.ones(num_embeddings, dtype=torch.bool)
             self.register_buffer("pulled", everything if pulled is None else pulled.clone())
 
@@ -187,7 +187,7 @@ class Effects(FrontEnd):
         present_V = torch.zeros_like(self.pulled)
         present_V[batch.ids] = True
         ids_U = (present_V & self.pulled).nonzero().squeeze(1)
-        moved_UD = self.inner(_each_alone(ids_U)) - self.initial[ids_U]
+        moved_UD = self.inner(each_alone(ids_U)) - self.initial[ids_U]
         return self.pull / 2 * moved_UD.float().square().sum()
 
     def multiply_adds(
@@ -218,7 +218,7 @@ class Effects(FrontEnd):
         return (kept_V.to(torch.get_default_dtype()) / (1 - self.row_dropout))[ids_N]
 
 
-def _each_alone(ids_U: Tensor) -> TokenBatch:
+def each_alone(ids_U: Tensor) -> TokenBatch:
     """A document of its own for each token: nothing in it depends on its neighbours."""
     return TokenBatch(
         ids_U.to(torch.int32), torch.arange(len(ids_U) + 1, dtype=torch.int32, device=ids_U.device)

@@ -20,7 +20,7 @@ from textbed.heads.base import Head
 from textbed.heads.borders import with_borders
 
 # Rows shorter than this count as having no direction. A row of zeros would else get a gradient of 1e12.
-_SHORT = 1e-3
+SHORT = 1e-3
 
 
 def softmax(scores_NQ: Tensor, batch: TokenBatch) -> Tensor:
@@ -185,7 +185,7 @@ class LabelAttention(Head):
         """(B, D)."""
         batch = batch.without(embedding.padding_idx)
         rows_ND = embedding(batch)
-        cosine_NC = F.linear(*(F.normalize(vectors, dim=1, eps=_SHORT) for vectors in (rows_ND, self.labels)))
+        cosine_NC = F.linear(*(F.normalize(vectors, dim=1, eps=SHORT) for vectors in (rows_ND, self.labels)))
         reach = len(self.window) // 2
         # At least one row of zeros, since a convolution does not take a batch of nothing.
         bordered_PC, place_N = with_borders(cosine_NC, batch, max(reach, 1))

@@ -4,7 +4,8 @@ To add one, write a class here beside the others and a file in ``configs/head/``
 It takes ``dim`` (D, the width of the front end's rows), ``num_classes`` (C) where it has a use for it, and
 its own settings. Every file in ``configs/head/`` is held to the same promises by
 ``tests/heads/test_invariance.py``: a document gets the same values alone, in any batch and in any order,
-padding is not seen, an empty document gets zeros, and gradients reach every parameter that is trained.
+padding is not seen, an empty document gets zeros, and gradients reach every parameter that is trained. For
+ONNX and ``torch.export`` it also needs a form over padded documents, see :mod:`textbed.padded`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from textbed.heads.base import FixedHead, Head
 Mode = Literal["sum", "mean", "max", "min"]
 
 # Below this share of the largest power an odd root is replaced by a straight line, see PowerMean.
-_STEEP = 1e-6
+STEEP = 1e-6
 # Columns of a random projection that are made at a time: 256 MiB for 256 reviews of 256 words.
 _CHUNK = 1024
 
@@ -204,7 +204,7 @@ def _power_mean(batch: TokenBatch, rows_ND: Tensor, power: float) -> Tensor:
     else:
         raised_ND = share_ND * share_ND.abs().clamp(min=tiny) ** (power - 1)
     mean_BD = batch.reduce(raised_ND, "mean")
-    root_BD = mean_BD * mean_BD.abs().clamp(min=_STEEP) ** (1 / power - 1)
+    root_BD = mean_BD * mean_BD.abs().clamp(min=STEEP) ** (1 / power - 1)
     return (largest_BD * root_BD).to(rows_ND.dtype)
 
 

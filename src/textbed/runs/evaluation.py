@@ -138,6 +138,22 @@ def _own_loader(
     folder: RunFolder, cfg: DictConfig, tokenizer: Tokenizer, split: str
 ) -> tuple[DataLoader, str]:
     """The split as the run had it."""
+    data = own_data(folder, tokenizer, cfg)
+    if split not in data.sets:
+        raise UserError(f"split={split}: the run had none; there are {', '.join(data.sets)}")
+    return data._evaluation_loader(split), data.corpus.description
+
+
+def own_data(folder: RunFolder, tokenizer: Tokenizer, cfg: DictConfig | None = None) -> TextDataModule:
+    """The documents as the run had them, in ids of its vocabulary.
+
+    Args:
+        cfg: the run's configuration; None reads it from the folder.
+
+    Raises:
+        UserError: they cannot be read, or are not what they were.
+    """
+    cfg = cfg or _configuration(folder, ())[0]
     data = TextDataModule(cfg.data, cfg.tokenizer, Path(cfg.paths.cache), cfg.seed)
     data.setup()
     known, tokens = data.tokenizer.tokens, tokenizer.tokens
@@ -147,9 +163,7 @@ def _own_loader(
             "they were; restore it, or name other data, such as data=csv data.path=FILE"
         )
     data.add_words(tokens[len(known) :])
-    if split not in data.sets:
-        raise UserError(f"split={split}: the run had none; there are {', '.join(data.sets)}")
-    return data._evaluation_loader(split), data.corpus.description
+    return data
 
 
 class _Encoded:

@@ -1,7 +1,8 @@
 """What ``scripts/export.py`` does: a run's model on its own, for who has no use for the run.
 
 ``folder`` holds model.yaml, model.safetensors and tokenizer/tokenizer.json, and loads with
-:func:`textbed.load`; ``hub`` is that and a model card, as the Hugging Face hub wants it.
+:func:`textbed.load`; ``hub`` is that and a model card, as the Hugging Face hub wants it. ``onnx`` and
+``torch.export`` are graphs that run without textbed; see :mod:`textbed.runs.portable`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from textbed.errors import UserError
 from textbed.runs.folder import RunFolder, replacing, write_text
 from textbed.runs.model import MODEL, WEIGHTS, Model, load
 
-KINDS = ("folder", "hub")
+KINDS = ("folder", "hub", "onnx", "torch.export")
 SHOWN = ("accuracy", "exact_match", "f1_micro", "f1_macro", "f1_weighted", "mcc", "calibration_error", "loss")
 
 
@@ -26,13 +27,13 @@ def export(run: str, to: str, out: Path) -> list[str]:
 
     Args:
         run: the run folder.
-        to: ``folder`` or ``hub``.
+        to: ``folder``, ``hub``, ``onnx`` or ``torch.export``.
 
     Returns:
         Lines to show.
 
     Raises:
-        UserError: no such run, or ``out`` is there and holds something.
+        UserError: no such run, ``out`` is there and holds something, or the model cannot be written so.
     """
     if to not in KINDS:
         raise UserError(f"--to {to}: expected one of {', '.join(KINDS)}")
@@ -40,11 +41,19 @@ def export(run: str, to: str, out: Path) -> list[str]:
     model = load(folder.path)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; give a folder that is not, or an empty one")
-    _write_folder(model, folder, out)
-    if to == "hub":
-        write_text(out / "README.md", model_card(model, folder))
+    lines = []
+    if to in ("folder", "hub"):
+        _write_folder(model, folder, out)
+        if to == "hub":
+            write_text(out / "README.md", model_card(model, folder))
+        how = f"loads with textbed.load({str(out)!r})"
+    else:
+        from textbed.runs.portable import write_graph
+
+        lines = write_graph(model, folder, to, out)
+        how = f"{out / 'README.md'} says how to use it"
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return [f"{out}: {size / 2**20:,.1f} MiB, loads with textbed.load({str(out)!r})"]
+    return [f"{out}: {size / 2**20:,.1f} MiB, {how}", *lines]
 
 
 def _write_folder(model: Model, folder: RunFolder, out: Path) -> None:
