@@ -794,7 +794,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_the_last_line_is_the_run_folder_and_a_sweep_goes_on_after_a_mistake(tmp_path: Path):
-    done = run_train("-m", "seed=0,-1,2", cwd=tmp_path, code=STANDIN)
+    basic = ("hydra/sweeper=basic", "hydra/launcher=basic")  # Hydra's own: in this process
+    done = run_train("-m", *basic, "seed=0,-1,2", cwd=tmp_path, code=STANDIN)
     assert done.stdout.splitlines() == ["environment None", "runs/x/0", "environment None", "runs/x/2"]
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]

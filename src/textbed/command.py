@@ -103,11 +103,15 @@ def job() -> Iterator[None]:
         line = None if WANTED else explain(error)
         if line is None:
             raise
-        overrides = " ".join(task_overrides())
         print(f"error: {line}", file=sys.stderr)
-        _failed_jobs.append(overrides)
+        note_failure(" ".join(task_overrides()))
     finally:
         os.environ[FULL_ERROR] = "1"
+
+
+def note_failure(overrides: str) -> None:
+    """A job failed that has been reported: the command is to leave with 1 when all are done."""
+    _failed_jobs.append(overrides)
 
 
 class Sweep(Callback):
@@ -124,7 +128,10 @@ class Sweep(Callback):
         with one_line_errors():  # Hydra would turn an exception into a warning, and go on
             typed = _swept(config.hydra.overrides.task)
             own = config.hydra.sweeper.get("params") or {}
-            params = {key: _swept([f"{key}={value}"]) for key, value in own.items()}
+            texts = {
+                key: value["values"] if OmegaConf.is_dict(value) else value for key, value in own.items()
+            }
+            params = {key: _swept([f"{key}={text}"]) for key, text in texts.items()}
             with flag_override(config, ["readonly", "struct"], [False, False]):
                 for key, swept in params.items():
                     if swept.keys() & typed.keys():

@@ -31,6 +31,7 @@ from textbed.schema import (
     PathsConfig,
     ReportConfig,
     Rule,
+    SweepConfig,
     TrainConfig,
     defaults,
     rules,
@@ -72,6 +73,7 @@ GROUPS: dict[str, type] = {
     "classifier": ClassifierConfig,
     "report": ReportConfig,
     "paths": PathsConfig,
+    "sweep": SweepConfig,
 }
 
 # Keys beside a `_target_` that the recipe reads itself, and arguments that it fills in itself.
@@ -135,7 +137,27 @@ def check(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -> DictConfi
     _check_monitors(values)
     _check_class_weights(values["classifier"]["class_weights"])
     _check_words(values["report"]["words"])
+    _check_sweep(values.pop("sweep"))  # how many others are made is no part of a run
     return OmegaConf.create(values)
+
+
+def check_sweep(cfg: DictConfig) -> dict[str, Any]:
+    """Check the ``sweep`` node of a composed configuration and return it with every default filled in.
+
+    Raises:
+        UserError: as :func:`check`.
+    """
+    node = OmegaConf.to_container(cfg.sweep, resolve=True)
+    settings = _complete("sweep", SweepConfig, node)
+    _check_sweep(settings)
+    if isinstance(settings["objectives"], str):
+        settings["objectives"] = [settings["objectives"]]
+    if settings["sampler"] != "grid" and settings["trials"] is None and settings["hours"] is None:
+        raise UserError(
+            f"sweep={settings['sampler']}: how long is it to go on? Give sweep.trials=NUMBER, "
+            "sweep.hours=NUMBER, or both."
+        )
+    return settings
 
 
 def check_targets(cfg: DictConfig) -> None:
@@ -906,6 +928,36 @@ def _check_monitors(values: dict[str, Any]) -> None:
                 f"{monitor} is better when it is "
                 f"{'smaller' if right == 'min' else 'larger'}; give {place}.mode={right}.",
             )
+
+
+def _check_sweep(sweep: dict[str, Any]) -> None:
+    given = sweep["objectives"]
+    objectives = [given] if isinstance(given, str) else given
+    for name in objectives or ():
+        if not isinstance(name, str) or not re.fullmatch(r"(?!test/)\w+/\w+", name):
+            raise wrong(
+                "sweep.objectives",
+                name,
+                "expected a figure such as val/accuracy or seconds/fit, none of the test: that is for the "
+                f"winner.{nearest(name, FIGURES)}",
+            )
+    if objectives is not None and not objectives:
+        raise wrong("sweep.objectives", given, "expected at least one figure.")
+    several = objectives is not None and len(objectives) > 1
+    if several and sweep["sampler"] == "cmaes":
+        raise wrong("sweep.objectives", given, "sweep=cmaes goes by one figure; give one, or sweep=tpe.")
+    if several and sweep["pruner"] != "none":
+        raise wrong(
+            "sweep.pruner",
+            sweep["pruner"],
+            "with several objectives nothing is pruned; give one figure, or none.",
+        )
+    if sweep["pruner"] != "none" and objectives and not objectives[0].startswith("val/"):
+        raise wrong(
+            "sweep.pruner",
+            sweep["pruner"],
+            f"{objectives[0]} is not known before the end; prune by a figure of validation.",
+        )
 
 
 def _check_class_weights(weights: Any) -> None:

@@ -458,6 +458,46 @@ class PathsConfig:
 
 
 @dataclass
+class SweepConfig:
+    """How ``python train.py -m`` runs many: no part of any of these runs, so not in their configuration."""
+
+    sampler: str = key("grid", choices=("grid", "random", "tpe", "cmaes"))
+    """Every combination once, or draws: at random, or by what trials so far gave."""
+    dir: str | None = key(None, path=True)
+    """The sweep's folder; one that is there is gone on with. null makes one below `paths.runs`."""
+    trials: int | None = key(None, minimum=1)
+    """Most trials that are begun; null is no limit."""
+    hours: float | None = key(None, above=0)
+    """Time after which no trial begins; those that run are let end. null is no limit."""
+    objectives: Any = key(None, kinds=(list, str, type(None)))
+    """The figure that is looked at, or a list of them such as [val/accuracy,seconds/fit], of which the first
+    picks the winner; null is that of the checkpoints."""
+    pruner: str = key("none", choices=("none", "median", "asha", "hyperband"))
+    """What ends trials that fall behind in the first objective, from validation to validation."""
+    startup_trials: int = key(10, minimum=0)
+    """Trials that are drawn at random before tpe and cmaes learn from them, and end before median prunes."""
+    seed: int = key(0, minimum=0)
+    """Seed of the draws, apart from those of the runs."""
+    refit: int = key(0, minimum=0)
+    """Fresh seeds over which the winner is trained again and tested. Where there are any, trials look at
+    validation alone."""
+    retries: int = key(0, minimum=0)
+    """How often a trial that failed is tried again, from its last checkpoint where there is one."""
+    trial_minutes: float | None = key(None, above=0)
+    """Time after which a trial counts as hanging, and is ended; null is no limit."""
+    devices: Any = key(None, kinds=(list, type(None)))
+    """GPUs that are used, as CUDA_VISIBLE_DEVICES names them; null is all there are."""
+    devices_per_trial: int = key(1, minimum=1)
+    """GPUs that a trial sees; for it to use several, give trainer=ddp too."""
+    trials_per_device: int = key(1, minimum=1)
+    """Trials that share a GPU at a time."""
+    at_once: int | None = key(None, minimum=1)
+    """Most trials at a time on a machine; null is as many as its devices, or cores and memory, bear."""
+    memory_gib: float = key(2.0, above=0)
+    """Memory that a trial on the CPU may need: no more run at once than fit."""
+
+
+@dataclass
 class TrainConfig:
     """Everything. Groups without a dataclass hold a `_target_` and its arguments."""
 
@@ -477,6 +517,7 @@ class TrainConfig:
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     tokenizer: Any = field(default_factory=dict)
     embedding: Any = field(default_factory=dict)
     head: Any = field(default_factory=dict)

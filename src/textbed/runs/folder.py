@@ -75,6 +75,8 @@ _NOT_A_FOLDER = {errno.ENOTDIR, errno.EEXIST}
 # make a folder of their own. It is read by ranks above 0 only, so a later run in the same process is not
 # misled.
 _SHARED = "TEXTBED_RUN_FOLDER"
+LINK = "TEXTBED_RUN_LINK"
+"""Variable of the environment: a new run makes a link to its folder there, for who started it to find it."""
 # A diff beyond this is cut: generated files under version control should not fill a run folder.
 _MAX_DIFF_BYTES = 2_000_000
 
@@ -313,6 +315,9 @@ class RunFolder:
                     continue
         folder = cls(path)
         os.environ[_SHARED] = str(folder.path)
+        if os.environ.get(LINK):
+            with replacing(Path(os.environ[LINK])) as temporary:
+                temporary.symlink_to(folder.path, target_is_directory=True)
         folder._take_lock()
         started = {"status": "running", "phase": "setup", "started": now(), "pid": os.getpid()}
         write_json(folder.info_file, {"format": FORMAT, **started})

@@ -126,8 +126,8 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> Found:
         for place in places:
             key = os.path.realpath(place)
             if key not in found:
-                try:
-                    found[key] = read(place)
+                try:  # a link, as sweeps have them, is another name for a run: its own says when it began
+                    found[key] = read(key if os.path.islink(place) else place)
                 except UserError as error:
                     found[key] = str(error)
     runs = [one for one in found.values() if isinstance(one, Run)]

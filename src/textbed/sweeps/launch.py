@@ -1,0 +1,159 @@
+"""From ``python train.py -m`` to a sweep: its plan, its folder, a worker on this machine, what came of it."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from textbed import command, config
+from textbed.errors import UserError
+from textbed.sweeps import space
+from textbed.sweeps.devices import slots
+from textbed.sweeps.folder import Plan, SweepFolder
+from textbed.sweeps.queue import FINISHED, PRUNED, Queue
+from textbed.sweeps.show import Screen
+from textbed.sweeps.worker import Worker, queues, trial_overrides
+
+if TYPE_CHECKING:
+    from hydra.core.config_loader import ConfigLoader
+
+# Hydra's own overrides that are about the sweep, not about its trials.
+_OF_THE_SWEEP = (
+    "hydra/sweeper",
+    "hydra/launcher",
+    "hydra.sweeper",
+    "hydra.launcher",
+    "hydra.sweep",
+    "hydra.mode",
+)
+
+
+def launch(cfg: DictConfig, params: Mapping[str, Any], typed: list[str], loader: ConfigLoader) -> None:
+    """Run a sweep to its end, and print the folders of its runs on standard output, in order.
+
+    Args:
+        cfg: what Hydra composed from the command line without what is swept over.
+        params: what the config sweeps over (``hydra.sweeper.params``).
+        typed: the command line's overrides.
+
+    Raises:
+        UserError: a mistake in what was asked for.
+        KeyboardInterrupt: it was stopped, and can be gone on with.
+    """
+    plan = plan_of(cfg, params, typed, loader)
+    place = plan.settings["dir"] or _new_place(cfg)
+    folder = SweepFolder.create(Path(place), plan)
+    with Screen(folder) as screen:
+        begin(folder)
+        try:
+            Worker(folder, slots(plan.settings, plan.accelerator, plan.threads), screen).run()
+        except KeyboardInterrupt:
+            screen.said(f"go on with the same command and sweep.dir={folder.path}")
+            raise
+    finish(folder)
+
+
+def begin(folder: SweepFolder) -> None:
+    """Put the trials in, or those that are missing, and let the clock of the time limit run."""
+    plan = folder.plan
+    trials = Queue(folder, "trials", trial_overrides(plan), plan.space, draws=not plan.grid)
+    trials.limit_hours(plan.settings["hours"])
+    if plan.grid:
+        trials.fill()
+
+
+def finish(folder: SweepFolder) -> None:
+    """Print what the sweep left, and have the command fail where a trial did."""
+    for queue in queues(folder):
+        for row in queue.rows():
+            link = folder.link(queue.name, row.number)
+            if row.status == FINISHED:
+                print(link.resolve(), flush=True)
+            elif row.status not in ("waiting", PRUNED):
+                command.note_failure(row.name)
+
+
+def plan_of(cfg: DictConfig, params: Mapping[str, Any], typed: list[str], loader: ConfigLoader) -> Plan:
+    """What the command line asks for.
+
+    Raises:
+        UserError: it cannot be.
+    """
+    settings = config.check_sweep(cfg)
+    parser = OverridesParser.create(config_loader=loader)
+    own = OmegaConf.to_container(params) if isinstance(params, DictConfig) else dict(params)
+    assert isinstance(own, dict)
+    own = {str(key): value for key, value in own.items()}
+    fixed, dimensions = space.read(own, typed, parser, grid=settings["sampler"] == "grid")
+    for dimension in dimensions:
+        if _is_of_sweep(dimension.key):
+            raise UserError(f"{dimension.key}: how a sweep is run is the same for all of its trials.")
+    given = {text.partition("=")[0].lstrip("+~"): text for text in fixed}
+    if "resume" in given or any(one.key == "resume" for one in dimensions):
+        raise UserError("resume: a sweep makes runs of its own; to go on with a sweep give sweep.dir=FOLDER.")
+    monitor = OmegaConf.select(cfg, "callbacks.checkpoints.monitor") or "val/accuracy"
+    plan = Plan(
+        name=str(cfg.name),
+        program=_program(cfg),
+        cwd=str(Path.cwd()),
+        fixed=[*_hydras(cfg), *(text for key, text in given.items() if not _is_of_sweep(key))],
+        space=dimensions,
+        objectives=settings["objectives"] or [str(monitor)],
+        seed=int(cfg.seed),
+        settings=settings,
+        accelerator=_same(cfg, dimensions, "trainer", "accelerator") or "auto",
+        threads=_same(cfg, dimensions, "threads"),
+    )
+    if plan.search and ("test" in given or any(one.key == "test" for one in dimensions)):
+        raise UserError(
+            f"{given.get('test', 'test')}: a search looks at validation alone; its winner is tested, over as "
+            "many seeds as sweep.refit says. Leave test out."
+        )
+    if not plan.grid and not plan.space:
+        raise UserError(
+            f"sweep={settings['sampler']}: there is nothing to draw from; give a key several values, such as "
+            "'optimizer.lr=tag(log,interval(1e-4,1e-1))' or head=mean,gru."
+        )
+    return plan
+
+
+def _is_of_sweep(key: str) -> bool:
+    return key.lstrip("+~").partition(".")[0].partition("@")[0] == "sweep"
+
+
+def _same(cfg: DictConfig, dimensions: space.Space, *path: str) -> Any:
+    """A setting, where it is the same for all trials; else None."""
+    name = ".".join(path)
+    varied = any(one.key.lstrip("+") in (path[0], name) for one in dimensions)
+    return None if varied else OmegaConf.select(cfg, name)
+
+
+def _program(cfg: DictConfig) -> list[str]:
+    """The words before the overrides."""
+    words = [sys.executable, str(Path(sys.argv[0]).absolute())]
+    name = cfg.hydra.job.config_name
+    if name not in (None, "train"):
+        words.append(f"--config-name={name}")
+    for source in cfg.hydra.runtime.config_sources:
+        if source.provider == "command-line":
+            words.append(f"--config-dir={source.path}")
+    return words
+
+
+def _hydras(cfg: DictConfig) -> list[str]:
+    """Hydra's own overrides that a trial needs too, such as ``hydra.searchpath``."""
+    return [
+        str(one) for one in cfg.hydra.overrides.hydra if not str(one).lstrip("+~").startswith(_OF_THE_SWEEP)
+    ]
+
+
+def _new_place(cfg: DictConfig) -> str:
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    return str(Path(cfg.paths.runs).expanduser() / "sweeps" / f"{cfg.name}-{stamp}")

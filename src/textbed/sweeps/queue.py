@@ -1,0 +1,328 @@
+"""A queue of trials, which is an Optuna study: workers claim trials, and say how they ended.
+
+A trial is one row however often it was begun: what a worker leaves unfinished waits again under the same
+number. A trial is claimed, and its end written, by one worker at a time (``SweepFolder.lock``). Nothing here
+imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from textbed.runs.comparison import is_lower_better
+from textbed.runs.folder import now
+from textbed.sweeps.folder import Presence, SweepFolder
+from textbed.sweeps.space import Space, overrides, points, suggest
+
+if TYPE_CHECKING:
+    import optuna
+
+FINISHED, PRUNED = "finished", "pruned"
+MOST_LOST = 3
+"""A trial whose worker died so often is not taken up again: it may be what kills them."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a trial ended, or one attempt at it."""
+
+    outcome: str
+    """finished, pruned, failed, killed, memory, timeout or nan."""
+    values: Sequence[float] = ()
+    """The objectives; empty where there are none."""
+    error: str | None = None
+    """One line."""
+    last_lines: str = ""
+
+
+@dataclass
+class Job:
+    """A trial that this worker has claimed."""
+
+    queue: Queue
+    number: int
+    overrides: list[str]
+    trial: optuna.Trial
+    attempt: int
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is on record of a trial."""
+
+    queue: str
+    number: int
+    status: str
+    """waiting, running, or an outcome."""
+    point: dict[str, str]
+    values: tuple[float, ...]
+    start: Mapping[str, Any]
+    """worker, device, command, attempt and time of the last beginning."""
+    error: str | None
+    last_lines: str
+    failures: Sequence[Mapping[str, Any]]
+    seconds: float | None
+
+    @property
+    def name(self) -> str:
+        return " ".join(overrides(self.point)) or "as it is"
+
+
+class Queue:
+    """Trials of one kind: the sweep's own (``trials``), or the winner's over fresh seeds (``refit``).
+
+    Args:
+        folder: the sweep.
+        name: that of the study.
+        fixed: overrides that all of its trials have.
+        space: what they differ in.
+        draws: whether further trials are drawn by the sampler, up to the limits; else only what was put in.
+    """
+
+    def __init__(
+        self, folder: SweepFolder, name: str, fixed: Sequence[str], space: Space, draws: bool = False
+    ) -> None:
+        import optuna
+
+        self.folder, self.name, self.fixed, self.space, self.draws = folder, name, list(fixed), space, draws
+        self.settings = folder.plan.settings
+        self.study = optuna.create_study(
+            storage=folder.storage,
+            study_name=name,
+            directions=["minimize" if is_lower_better(one) else "maximize" for one in folder.plan.objectives],
+            load_if_exists=True,
+            sampler=optuna.samplers.RandomSampler(),
+            pruner=_pruner(self.settings),
+        )
+        self._study_id = folder.storage.get_study_id_from_name(name)
+        (folder.path / name).mkdir(exist_ok=True)
+
+    # -- what is on record -----------------------------------------------------------------------------------
+
+    def rows(self) -> list[Row]:
+        return [self._row(trial) for trial in self.study.get_trials(deepcopy=False)]
+
+    def _row(self, trial: optuna.trial.FrozenTrial) -> Row:
+        attributes = trial.user_attrs
+        end = attributes.get("end", {})
+        state = trial.state.name.lower()
+        return Row(
+            self.name,
+            trial.number,
+            state if state in ("waiting", "running") else end.get("outcome", "failed"),
+            dict(attributes.get("point", {})),
+            tuple(trial.values or ()) if end.get("outcome") == FINISHED else (),
+            attributes.get("start", {}),
+            end.get("error"),
+            end.get("last_lines", ""),
+            attributes.get("failures", ()),
+            end.get("seconds"),
+        )
+
+    # -- putting in ------------------------------------------------------------------------------------------
+
+    def fill(self) -> None:
+        """Put in every point of the space that is not there yet."""
+        with self.folder.lock():
+            there = {tuple(row.point.items()) for row in self.rows()}
+            for point in points(self.space):
+                if tuple(point.items()) not in there:
+                    self.study.enqueue_trial(point, user_attrs={"point": point})
+
+    # -- taking out ------------------------------------------------------------------------------------------
+
+    def claim(self, worker: Presence, device: str) -> Job | None:
+        """The next trial, now this worker's; None where there is none at present."""
+        with self.folder.lock():
+            trials = self.study.get_trials(deepcopy=False)
+            waiting = [trial for trial in trials if trial.state.name == "WAITING"]
+            begun = len(trials) - len(waiting)
+            limit = self._limit()
+            again = any("start" in trial.user_attrs for trial in waiting)
+            if not (waiting or self.draws) or not (again or (begun < limit and self._in_time())):
+                return None
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of Optuna, about itself
+                # seeded by its number, a trial is the same whichever worker draws it
+                self.study.sampler = _sampler(self.settings, len(trials))
+                trial = self.study.ask()
+                point = suggest(self.space, trial)
+            start = trial.user_attrs.get("start", {})
+            job = Job(
+                self,
+                trial.number,
+                [*self.fixed, *overrides(point)],
+                trial,
+                int(start.get("attempt", 0)) + 1,
+                list(trial.user_attrs.get("failures", ())),
+            )
+            if "point" not in trial.user_attrs:
+                trial.set_user_attr("point", point)
+            self.begin(job, worker.id, device, lost=int(start.get("lost", 0)))
+        return job
+
+    def begin(self, job: Job, worker: str, device: str, lost: int = 0) -> None:
+        """Write down that an attempt begins."""
+        start = {"worker": worker, "device": device, "attempt": job.attempt, "lost": lost, "time": now()}
+        job.trial.set_user_attr("start", start)
+
+    def _limit(self) -> float:
+        most = self.settings["trials"]
+        return math.inf if most is None or self.name != "trials" else most
+
+    def _in_time(self) -> bool:
+        end = self.study.user_attrs.get("end")
+        return end is None or self.name != "trials" or time.time() < end
+
+    def limit_hours(self, hours: float | None) -> None:
+        """From now on count these hours, after which no trial begins."""
+        self.study.set_user_attr("end", None if hours is None else time.time() + hours * 3600)
+
+    # -- ending ----------------------------------------------------------------------------------------------
+
+    def end(self, job: Job, ending: Ending, seconds: float) -> bool:
+        """Write down how a trial ended; False where it had been taken away meanwhile."""
+        import optuna
+
+        states = optuna.trial.TrialState
+        with self.folder.lock():
+            if not self._is_mine(job):
+                return False
+            if job.failures:
+                job.trial.set_user_attr("failures", job.failures)
+            end = {
+                "outcome": ending.outcome,
+                "error": ending.error,
+                "last_lines": ending.last_lines if ending.outcome not in (FINISHED, PRUNED) else "",
+                "seconds": round(seconds, 3),
+            }
+            job.trial.set_user_attr("end", end)
+            if ending.outcome == FINISHED and ending.values:
+                self.study.tell(job.number, list(ending.values))
+            else:
+                state = states.PRUNED if ending.outcome == PRUNED else states.FAIL
+                self.study.tell(job.number, state=state)
+        return True
+
+    def give_back(self, job: Job) -> None:
+        """Let a trial that was stopped wait again, for this worker or another."""
+        with self.folder.lock():
+            if self._is_mine(job):
+                self._wait_again(job.number)
+
+    def take_back(self, worker: Presence, is_busy: Callable[[int], bool]) -> list[int]:
+        """Let trials of workers that are dead wait again.
+
+        Args:
+            is_busy: whether a trial's process is still there, by its number.
+
+        Returns:
+            Their numbers.
+        """
+        import optuna
+
+        taken = []
+        running = optuna.trial.TrialState.RUNNING
+        for trial in self.study.get_trials(deepcopy=False, states=(running,)):
+            if not self._is_lost(trial, worker, is_busy):
+                continue
+            with self.folder.lock():
+                trial = self._now(trial.number)
+                if trial.state is not running or not self._is_lost(trial, worker, is_busy):
+                    continue
+                start = trial.user_attrs.get("start", {})
+                lost = int(start.get("lost", 0)) + 1
+                storage, key = self.folder.storage, self._key(trial.number)
+                storage.set_trial_user_attr(key, "start", {**start, "lost": lost})
+                if lost > MOST_LOST:
+                    line = f"{lost} workers ended while they were at it"
+                    storage.set_trial_user_attr(key, "end", {"outcome": "killed", "error": line})
+                    self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+                else:
+                    self._wait_again(trial.number)
+                taken.append(trial.number)
+        return taken
+
+    def _is_lost(
+        self, trial: optuna.trial.FrozenTrial, worker: Presence, is_busy: Callable[[int], bool]
+    ) -> bool:
+        owner = trial.user_attrs.get("start", {}).get("worker", "")
+        return not worker.is_alive(owner) and not is_busy(trial.number)
+
+    def _is_mine(self, job: Job) -> bool:
+        trial = self._now(job.number)
+        start = trial.user_attrs.get("start", {})
+        mine = job.trial.user_attrs.get("start", {})
+        return trial.state.name == "RUNNING" and start.get("worker") == mine.get("worker")
+
+    def _now(self, number: int) -> optuna.trial.FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[number]
+
+    def _wait_again(self, number: int) -> None:
+        import optuna
+
+        waiting = optuna.trial.TrialState.WAITING
+        self.folder.storage.set_trial_state_values(self._key(number), waiting)
+
+    def _key(self, number: int) -> int:
+        return self.folder.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+
+    # -- where it stands -------------------------------------------------------------------------------------
+
+    def is_over(self) -> bool:
+        """Whether nothing runs and nothing is to come."""
+        rows = self.rows()
+        states = [row.status for row in rows]
+        waiting = states.count("waiting")
+        if "running" in states:
+            return False
+        more = (waiting or self.draws) and len(rows) - waiting < self._limit() and self._in_time()
+        begun = any(row.status == "waiting" and row.start for row in rows)
+        return not (more or begun)
+
+    def left(self) -> int | None:
+        """Trials that are still to end; None where a number is not known."""
+        rows = self.rows()
+        ended = sum(row.status not in ("waiting", "running") for row in rows)
+        limit = self._limit()
+        if self.draws:
+            return None if math.isinf(limit) else max(int(limit) - ended, 0)
+        return int(min(len(rows), limit)) - ended
+
+    def best(self) -> Row | None:
+        """The finished trial with the best first objective."""
+        rows = [row for row in self.rows() if row.values]
+        lower = is_lower_better(self.folder.plan.objectives[0])
+        return min(rows, key=lambda row: row.values[0] * (1 if lower else -1), default=None)
+
+
+def _sampler(settings: Mapping[str, Any], number: int) -> optuna.samplers.BaseSampler:
+    from optuna import samplers
+
+    seed = (settings["seed"] * 1_000_003 + number) % 2**32
+    startup = settings["startup_trials"]
+    if settings["sampler"] == "tpe":
+        # constant_liar: several trials run at once, and should not all be drawn at the same place
+        return samplers.TPESampler(n_startup_trials=startup, constant_liar=True, seed=seed)
+    if settings["sampler"] == "cmaes":
+        return samplers.CmaEsSampler(n_startup_trials=startup, warn_independent_sampling=False, seed=seed)
+    return samplers.RandomSampler(seed=seed)
+
+
+def _pruner(settings: Mapping[str, Any]) -> optuna.pruners.BasePruner:
+    from optuna import pruners
+
+    name = settings["pruner"]
+    if name == "median":
+        return pruners.MedianPruner(n_startup_trials=settings["startup_trials"])
+    if name == "asha":
+        return pruners.SuccessiveHalvingPruner()
+    if name == "hyperband":
+        return pruners.HyperbandPruner()
+    return pruners.NopPruner()

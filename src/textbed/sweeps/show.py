@@ -1,0 +1,151 @@
+"""What a person sees of a sweep: on a terminal a table that lives, elsewhere a line for each event."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import IO, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from textbed.runs.comparison import is_lower_better
+from textbed.runs.registry import shown
+from textbed.runs.summary import console, duration, text_table
+from textbed.sweeps.devices import shown as slots_shown
+from textbed.sweeps.folder import SweepFolder
+from textbed.sweeps.queue import FINISHED, PRUNED, Ending, Queue, Row
+from textbed.sweeps.trial import Trial
+from textbed.sweeps.worker import Worker
+
+_DRAW_SECONDS = 0.5
+_MOST_ENDED = 12
+"""Trials that have ended which the table shows, the last ones."""
+
+
+class Screen:
+    """Tells of a sweep's course on stderr; standard output belongs to the run folders."""
+
+    def __init__(self, folder: SweepFolder, file: IO[str] | None = None) -> None:
+        self.folder = folder
+        self._out: Console = console(file)
+        self._live: Live | None = None
+        self._next = 0.0
+        self._began = time.monotonic()
+        self._seen = False
+        self._best: float | None = None
+
+    def __enter__(self) -> Screen:
+        if self._out.is_terminal:
+            # drawn by hand: a thread that draws would be copied into every process that is forked
+            self._live = Live(console=self._out, auto_refresh=False, transient=False)
+            self._live.start()
+        self.said(f"sweep: {self.folder.path}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    # -- events ----------------------------------------------------------------------------------------------
+
+    def said(self, line: str) -> None:
+        self._out.print(escape(line), soft_wrap=True)
+
+    def began(self, trial: Trial) -> None:
+        if self._live is None:
+            again = f", attempt {trial.job.attempt}" if trial.job.attempt > 1 else ""
+            self.said(f"{_name(trial)} begins on {trial.slot.name}{again}")
+
+    def ended(self, trial: Trial, ending: Ending, again: bool) -> None:
+        line = f"{_name(trial)} {ending.outcome} after {duration(trial.seconds)}"
+        if ending.values:
+            figures = zip(self.folder.plan.objectives, ending.values, strict=True)
+            line += ": " + ", ".join(f"{name} {shown(value)}" for name, value in figures)
+            line += " (best so far)" if self._is_best(ending.values[0]) else ""
+        elif ending.error:
+            line += f": {ending.error}"
+        if again:
+            line += "; once more"
+        if self._live is None or ending.outcome not in (FINISHED, PRUNED):
+            self.said(line)
+        self._next = 0.0
+
+    def tick(self, worker: Worker) -> None:
+        if not self._seen:
+            self._seen = True
+            self.said(slots_shown(worker.slots))
+        if self._live is not None and time.monotonic() >= self._next and worker.queue is not None:
+            self._live.update(self._table(worker, worker.queue), refresh=True)
+            self._next = time.monotonic() + _DRAW_SECONDS
+
+    def _is_best(self, value: float) -> bool:
+        lower = is_lower_better(self.folder.plan.objectives[0])
+        best = self._best is None or (value < self._best if lower else value > self._best)
+        if best:
+            self._best = value
+        return best
+
+    # -- the table -------------------------------------------------------------------------------------------
+
+    def _table(self, worker: Worker, queue: Queue) -> Group:
+        rows = queue.rows()
+        here = {trial.job.number: trial for trial in worker.running.values()}
+        return Group(
+            trials_table(
+                self.folder.plan.objectives,
+                [row for row in rows if row.status == "running"],
+                [row for row in rows if row.status not in ("running", "waiting")][-_MOST_ENDED:],
+                {number: trial.seconds for number, trial in here.items()},
+            ),
+            self._stand(worker, queue, rows),
+        )
+
+    def _stand(self, worker: Worker, queue: Queue, rows: list[Row]) -> str:
+        counts = Counter(row.status for row in rows)
+        failed = sum(count for status, count in counts.items() if status not in _NO_FAILURE)
+        parts = [f"{queue.name}: {counts['running']} running", f"{counts[FINISHED]} finished"]
+        parts += [f"{counts[PRUNED]} pruned"] if counts[PRUNED] else []
+        parts += [f"{failed} failed"] if failed else []
+        left = queue.left()
+        if left is not None:
+            parts.append(f"{left} to go")
+        best = queue.best()
+        if best is not None:
+            parts.append(f"best {shown(best.values[0])} ({best.name})")
+        parts.append(f"{duration(time.monotonic() - self._began)} so far")
+        took = [row.seconds for row in rows if row.seconds and row.status in (FINISHED, PRUNED)]
+        if left and took:
+            rest = sum(took) / len(took) * left / max(len(worker.slots), counts["running"])
+            parts.append(f"about {duration(rest)} left")
+        return escape(", ".join(parts))
+
+
+_NO_FAILURE = (FINISHED, PRUNED, "waiting", "running")
+
+
+def trials_table(
+    objectives: list[str], running: list[Row], ended: list[Row], seconds: dict[int, float]
+) -> Table:
+    """Trials as a table: those that have ended, then those at work."""
+    table = text_table(None, "trial", "", "device", *objectives, "status", "time")
+    for row in (*ended, *running):
+        values: list[Any] = [shown(value) for value in row.values] or ["–"] * len(objectives)
+        took = row.seconds if row.status != "running" else seconds.get(row.number)
+        table.add_row(
+            str(row.number),
+            escape(row.name),
+            escape(str(row.start.get("device", "–"))),
+            *values,
+            escape(row.status),
+            "–" if took is None else duration(took),
+        )
+    return table
+
+
+def _name(trial: Trial) -> str:
+    which = "" if trial.job.queue.name == "trials" else f"{trial.job.queue.name} "
+    point = trial.job.overrides[len(trial.job.queue.fixed) :]
+    return f"{which}trial {trial.job.number} ({' '.join(point) or 'as it is'})"

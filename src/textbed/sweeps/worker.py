@@ -1,0 +1,210 @@
+"""A worker: fills the slots of one machine with trials of a sweep until none is left.
+
+One thread looks at all of its processes in turn, so that nothing has to be kept apart. Any number of workers
+may be at one sweep: what is left to do, and by whom, stands in the study alone. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from textbed.runs.folder import RunFolder
+from textbed.sweeps.devices import Slot
+from textbed.sweeps.folder import Plan, Presence, SweepFolder
+from textbed.sweeps.queue import FINISHED, PRUNED, Ending, Job, Queue
+from textbed.sweeps.space import Dimension
+from textbed.sweeps.trial import Starter, Trial, start_plainly
+
+_LOOK_SECONDS = 0.02
+_ASK_SECONDS = 1.0
+"""Time between two looks for trials, where the last found none: those of others may come free."""
+_LOST_SECONDS = 5.0
+
+
+class Listener(Protocol):
+    """What is told of the course of things."""
+
+    def began(self, trial: Trial) -> None: ...
+    def ended(self, trial: Trial, ending: Ending, again: bool) -> None: ...
+    def said(self, line: str) -> None: ...
+    def tick(self, worker: Worker) -> None: ...
+
+
+class Worker:
+    """Runs trials of ``folder`` in ``slots``.
+
+    Args:
+        start: what starts a trial's process.
+    """
+
+    def __init__(
+        self, folder: SweepFolder, slots: Sequence[Slot], listener: Listener, start: Starter = start_plainly
+    ) -> None:
+        self.folder, self.slots, self.listener, self._start = folder, list(slots), listener, start
+        self.running: dict[int, Trial] = {}
+        """By the slot's place in ``slots``."""
+        self.queue: Queue | None = None
+        self._presence = Presence(folder)
+        self._next_ask = self._next_lost = 0.0
+
+    def run(self) -> None:
+        """Work until the sweep is over.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, when all trials have ended and wait to be gone on
+                with.
+        """
+        with self._presence, _terms_as_interrupts():
+            try:
+                for queue in queues(self.folder):
+                    self.queue = queue
+                    self._work(queue)
+            except BaseException:
+                self._stop()
+                raise
+
+    def _work(self, queue: Queue) -> None:
+        while True:
+            self._presence.beat()
+            self._look(queue)
+            self._take_back(queue)
+            self._fill(queue)
+            self.listener.tick(self)
+            if not self.running and time.monotonic() < self._next_ask and queue.is_over():
+                return
+            time.sleep(_LOOK_SECONDS)
+
+    def _look(self, queue: Queue) -> None:
+        for place, trial in list(self.running.items()):
+            ending = trial.poll()
+            if ending is not None:
+                del self.running[place]
+                self._next_ask = 0.0
+                self._end(place, trial, ending)
+
+    def _end(self, place: int, trial: Trial, ending: Ending) -> None:
+        job, queue = trial.job, trial.job.queue
+        retries = self.folder.plan.settings["retries"]
+        again = ending.outcome not in (FINISHED, PRUNED) and job.attempt <= retries
+        if again:
+            failure = {"outcome": ending.outcome, "error": ending.error, "last_lines": ending.last_lines}
+            job.failures.append({**failure, "attempt": job.attempt})
+            job.trial.set_user_attr("failures", job.failures)
+            self.listener.ended(trial, ending, True)
+            job.attempt += 1
+            queue.begin(job, self._presence.id, self.slots[place].name)
+            self._begin(place, job)
+        elif queue.end(job, ending, trial.seconds):
+            self.listener.ended(trial, ending, False)
+
+    def _fill(self, queue: Queue) -> None:
+        if time.monotonic() < self._next_ask:
+            return
+        for place, slot in enumerate(self.slots):
+            if place in self.running:
+                continue
+            job = queue.claim(self._presence, slot.name)
+            if job is None:
+                self._next_ask = time.monotonic() + _ASK_SECONDS
+                return
+            self._begin(place, job)
+
+    def _begin(self, place: int, job: Job) -> None:
+        trial = Trial(self.folder, job, self.slots[place], self._start)
+        self.running[place] = trial
+        job.trial.set_user_attr("command", trial.command)
+        self.listener.began(trial)
+
+    def _take_back(self, queue: Queue) -> None:
+        if time.monotonic() < self._next_lost:
+            return
+        self._next_lost = time.monotonic() + _LOST_SECONDS
+        for number in queue.take_back(self._presence, lambda number: _is_busy(self.folder, queue, number)):
+            self._next_ask = 0.0
+            self.listener.said(f"trial {number}: its worker is gone; it is taken up again")
+
+    def _stop(self) -> None:
+        """End all trials, and let them wait to be gone on with; a second Ctrl-C kills them."""
+        if not self.running:
+            return
+        self.listener.said(f"stopping {len(self.running)} trials; Ctrl-C again kills them")
+        for trial in self.running.values():
+            trial.stop("stop")
+        while self.running:
+            try:
+                for place, trial in list(self.running.items()):
+                    ending = trial.poll()
+                    if ending is None:
+                        continue
+                    del self.running[place]
+                    if ending.outcome == FINISHED:  # just before
+                        trial.job.queue.end(trial.job, ending, trial.seconds)
+                        self.listener.ended(trial, ending, False)
+                    else:
+                        trial.job.queue.give_back(trial.job)
+                time.sleep(_LOOK_SECONDS)
+            except KeyboardInterrupt:
+                for trial in self.running.values():
+                    trial.kill()
+
+
+def queues(folder: SweepFolder) -> Iterator[Queue]:
+    """The sweep's trials, and after them the winner's runs over fresh seeds, where some are asked for.
+
+    Every worker comes by the same: the first that gets so far puts the runs in.
+    """
+    plan = folder.plan
+    trials = Queue(folder, "trials", trial_overrides(plan), plan.space, draws=not plan.grid)
+    yield trials
+    refitted = refit(folder, trials)
+    if refitted is not None:
+        yield refitted
+
+
+def trial_overrides(plan: Plan) -> list[str]:
+    """What all trials have; those of a search do not see the test set."""
+    return [*plan.fixed, *(["test=false"] if plan.search else [])]
+
+
+def refit(folder: SweepFolder, trials: Queue) -> Queue | None:
+    """The winner again over fresh seeds, with a test; None where that is not asked for, or nobody won."""
+    plan, best = folder.plan, trials.best()
+    if not plan.settings["refit"] or best is None:
+        return None
+    varied = next((one for one in plan.space if one.key == "seed"), None)
+    seen = {plan.seed} | {int(row.point["seed"]) for row in trials.rows() if "seed" in row.point}
+    fresh = [str(seed) for seed in range(10**6) if seed not in seen][: plan.settings["refit"]]
+    point = {key: value for key, value in best.point.items() if key != "seed"}
+    fixed = [one for one in plan.fixed if varied is not None or one.partition("=")[0] != "seed"]
+    settled = [*fixed, *(f"{key}={value}" for key, value in point.items())]
+    queue = Queue(folder, "refit", settled, (Dimension("seed", tuple(fresh)),))
+    queue.fill()
+    return queue
+
+
+def _is_busy(folder: SweepFolder, queue: Queue, number: int) -> bool:
+    """Whether a trial's process is at work on its run, although its worker is gone."""
+    link = folder.link(queue.name, number)
+    return link.exists() and RunFolder(link.resolve()).is_locked()
+
+
+@contextmanager
+def _terms_as_interrupts() -> Iterator[None]:
+    """A cluster's SIGTERM ends a worker as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
