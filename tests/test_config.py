@@ -269,6 +269,21 @@ MISTAKES = {
     "no key": (["hed"], ["hed", "KEY=VALUE", "Did you mean 'head'?"]),
     "unreadable value": (["data.text=[a"], ["data.text=[a", "cannot be read", "quotes"]),
     "several values": (["seed=0,1"], ["seed=0,1", "-m", "seed=[0,1]"]),
+    "a search by the test": (["sweep.objectives=test/loss"], ["objectives=test/loss", "none of the test"]),
+    "no objective": (["sweep.objectives=[]"], ["sweep.objectives=[]", "at least one"]),
+    "one objective for cmaes": (
+        ["sweep=cmaes", "sweep.objectives=[val/loss,seconds/fit]"],
+        ["sweep.objectives=", "sweep=tpe"],
+    ),
+    "several objectives prune nothing": (
+        ["sweep.pruner=median", "sweep.objectives=[val/loss,seconds/fit]"],
+        ["sweep.pruner=median", "nothing is pruned"],
+    ),
+    "prune by what is known before the end": (
+        ["sweep.pruner=asha", "sweep.objectives=seconds/fit"],
+        ["sweep.pruner=asha", "seconds/fit is not known before the end"],
+    ),
+    "no such pruner": (["sweep.pruner=medien"], ["sweep.pruner=medien", "Did you mean 'median'?"]),
     "group chosen twice": (["+head=gru"], ["+head=gru", "head=gru"]),
     "group set to null": (["~head"], ["head", "expected"]),
     "unresolvable": (["name=${nothing}"], ["name", "nothing"]),

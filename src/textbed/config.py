@@ -115,6 +115,7 @@ def check(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -> DictConfi
     """
     values = _resolved(cfg)
     chosen = chosen or {}
+    values.setdefault("sweep", {})  # a run's own configuration has none
     _unknown_keys("", values, tuple(item.name for item in fields(TrainConfig)), also=GLOBAL_GROUPS)
     for group, schema in GROUPS.items():
         values[group] = _complete(group, schema, values.get(group))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from made_up import Quiet, calls, choice, plan, rows, run, slots
+from running import ROOT
 
 from textbed.errors import UserError
 from textbed.runs import registry
@@ -19,6 +21,9 @@ from textbed.sweeps.folder import Presence, SweepFolder
 from textbed.sweeps.launch import begin
 from textbed.sweeps.trial import Child, start_plainly
 from textbed.sweeps.worker import Worker, queues
+
+_AT_THE_END: set[str] = set()
+"""What only the command leaves, not a worker."""
 
 
 def test_a_grid_is_run_in_order_on_all_devices_each_point_once(tmp_path: Path) -> None:
@@ -37,6 +42,12 @@ def test_a_grid_is_run_in_order_on_all_devices_each_point_once(tmp_path: Path) -
         (head, seed) for head in "ab" for seed in range(3)
     }
     assert list((sweep.path / "workers").iterdir()) == []
+    # and holds what the page shows
+    page = (ROOT / "docs" / "sweeps.md").read_text()
+    tree = re.search(r"^runs/sweeps/\S+/\n((?:  .*\n)+)", page, re.MULTILINE)
+    assert tree is not None
+    shown = {line.split()[0].replace("0007", "0005").rstrip("/") for line in tree[1].splitlines()}
+    assert shown - _AT_THE_END <= {str(path.relative_to(sweep.path)) for path in sweep.path.rglob("*")}
 
 
 def test_a_trials_command_is_on_record_and_can_be_given_again(tmp_path: Path) -> None:
