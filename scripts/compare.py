@@ -7,6 +7,7 @@
     python scripts/compare.py 'runs/sst2*' --format latex --out table.tex
     python scripts/compare.py --wandb TEAM/sst2                     runs of a project, and the tables go there
     python scripts/compare.py --wandb runs/sst2                     the same with offline runs
+    python scripts/compare.py runs/sst2 --html report.html                a page with charts, beside the table
 
 Runs that differ in seed and fold alone are one group. "p, runs" is of a permutation test over seeds and
 folds, paired where groups share these: would other seeds show it? "p, documents" is of a paired bootstrap
@@ -55,6 +56,9 @@ def main() -> int:
     parser.add_argument("--between", nargs=2, metavar="GROUP", help="the two groups for that; the best two")
     parser.add_argument("--format", choices=FORMATS, default="text")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of printing")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page with charts and documents there too"
+    )
     arguments = parser.parse_args()
     if not arguments.runs and not arguments.wandb:
         parser.error("give run folders, or --wandb PROJECT")
@@ -93,6 +97,10 @@ def render(arguments: argparse.Namespace) -> str:
 
         for line in send(comparison, arguments.wandb):
             say(line)
+    if arguments.html:
+        from textbed.runs import report
+
+        report.write(comparison, arguments.html, arguments.disagreements or report.MOST_DOCUMENTS)
     tables, disagreeing = shown.tables(comparison), None
     if arguments.disagreements:
         between = tuple(arguments.between) if arguments.between else None

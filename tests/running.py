@@ -231,7 +231,7 @@ def figures(folder: RunFolder, costs: bool = False) -> dict[str, Any]:
 
 def record(folder: RunFolder) -> list[dict[str, Any]]:
     """The lines of the record without their time."""
-    from textbed.runs.record import read_metrics
+    from textbed.runs.lines import read_metrics
 
     return [
         {key: value for key, value in line.items() if key != "time"} for line in read_metrics(folder.path)

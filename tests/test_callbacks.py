@@ -31,7 +31,8 @@ from textbed.callbacks import (
 )
 from textbed.errors import UserError
 from textbed.runs.folder import RunFolder
-from textbed.runs.record import RecordLogger, read_metrics
+from textbed.runs.lines import read_metrics
+from textbed.runs.record import RecordLogger
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "callbacks" / "default.yaml"
 STEPS = 6

@@ -41,6 +41,7 @@ from textbed.pooled import can_be_reused, mebibytes
 from textbed.runs import embedding_report, pictures
 from textbed.runs.embedding_report import TableReport
 from textbed.runs.folder import RunFolder, is_rank_zero, peak_memory, say, write_json, write_text
+from textbed.runs.lines import read_metrics
 from textbed.runs.loggers import (
     finish_loggers,
     log_report,
@@ -48,7 +49,6 @@ from textbed.runs.loggers import (
     make_loggers,
     prediction_table,
 )
-from textbed.runs.record import read_metrics
 from textbed.runs.summary import Overview, PartSummary, SplitSummary, share, show_overview, show_result
 from textbed.schema import GLOBAL_GROUPS, PASSED_ON, RECIPE_KEYS, HeadConfig, defaults
 from textbed.targets import read_arguments

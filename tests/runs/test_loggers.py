@@ -37,6 +37,7 @@ from textbed import config
 from textbed.errors import UserError
 from textbed.runs import loggers as module
 from textbed.runs.folder import RunFolder
+from textbed.runs.lines import read_metrics
 from textbed.runs.loggers import (
     Wandb,
     finish_loggers,
@@ -46,7 +47,7 @@ from textbed.runs.loggers import (
     prediction_table,
     what_differs,
 )
-from textbed.runs.record import RecordLogger, read_metrics
+from textbed.runs.record import RecordLogger
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "logger"
 

@@ -15,7 +15,8 @@ import torch
 
 from textbed.errors import UserError
 from textbed.runs.folder import RunFolder
-from textbed.runs.record import RecordLogger, by_epoch, read_metrics
+from textbed.runs.lines import by_epoch, read_metrics
+from textbed.runs.record import RecordLogger
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,11 @@ class Answers:
 _PLACE = 1 << 40  # rows of a data set; above it the number of the data set
 
 
+def document_ids(rows: np.ndarray, place: np.ndarray | int) -> np.ndarray:
+    """What documents are known by: their rows and the number of their data set; see :func:`read_answers`."""
+    return rows + _PLACE * place
+
+
 def read_answers(runs: Iterable[tuple[RunFolder, int]], split: str) -> Answers | None:
     """What runs said of the documents of a split; None where one of them has no predictions on it.
 
@@ -56,7 +62,7 @@ def read_answers(runs: Iterable[tuple[RunFolder, int]], split: str) -> Answers |
             rows, true, hits = _read(path, status.st_mtime_ns, status.st_size)
         except (OSError, KeyError, ValueError):  # Arrow's errors are of the last kind
             return None
-        ids.append(rows + _PLACE * place)
+        ids.append(document_ids(rows, place))
         labels.append(true)
         right.append(hits)
     if not ids:
@@ -87,6 +93,64 @@ def _read(path: Path, changed: int, size: int) -> tuple[np.ndarray, np.ndarray, 
     else:
         hits = [float(a == b) for a, b in zip(true, said, strict=True)]
     return table["row"].to_numpy(), np.array(true, dtype=np.str_), np.array(hits)
+
+
+@dataclass
+class Predictions:
+    """What one run said, whole."""
+
+    rows: np.ndarray
+    """(documents,)"""
+    classes: list[str]
+    """The C names."""
+    labels: np.ndarray
+    """(documents, C) bool: one a row, or any number where a document has several labels."""
+    predicted: np.ndarray
+    """(documents, C) bool, of the same kind."""
+    probabilities: np.ndarray
+    """(documents, C)"""
+    multilabel: bool
+
+
+def read_predictions(folder: RunFolder, split: str) -> Predictions | None:
+    """What a run said of the documents of a split; None where it has no such file, or none of that kind."""
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(
+            folder.predictions / f"{split}.parquet", columns=["row", "label", "predicted", "probability"]
+        )
+        classes = json.loads((table.schema.metadata or {})[b"classes"])
+        labels, predicted = (_members(table[name], len(classes)) for name in ("label", "predicted"))
+        probabilities = table["probability"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    except (OSError, KeyError, ValueError):  # as in read_answers
+        return None
+    return Predictions(
+        table["row"].to_numpy(),
+        classes,
+        labels,
+        predicted,
+        probabilities.reshape(-1, len(classes)),
+        _is_list(table["label"]),
+    )
+
+
+def _is_list(column: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_list(column.type)
+
+
+def _members(column: Any, classes: int) -> np.ndarray:
+    """Class ids, or lists of them, as a table of who is in which."""
+    values = column.combine_chunks()
+    found = np.zeros((len(values), classes), bool)
+    if _is_list(values):
+        documents = np.repeat(np.arange(len(values)), values.value_lengths().to_numpy())
+        found[documents, values.flatten().to_numpy()] = True
+    else:
+        found[np.arange(len(values)), values.to_numpy()] = True
+    return found
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any
 from textbed.errors import UserError, nearest
 from textbed.runs import registry, significance
 from textbed.runs.answers import Answers, read_answers
+from textbed.runs.folder import RunFolder
 from textbed.runs.registry import REPEATS, Run
 from textbed.runs.significance import OverDocuments, OverRepeats
 
@@ -117,6 +118,13 @@ class Comparison:
     def data_sets(self) -> list[tuple[str, ...]]:
         """All of these, in the order of their numbers in :func:`read_answers`."""
         return sorted({self.documents_of(unit) for group in self.groups for unit in group.runs})
+
+    def places_of(self, group: Group) -> dict[tuple[str, ...], tuple[RunFolder, int]]:
+        """The runs of a group, each beside the number of its data set, as :func:`read_answers` takes them."""
+        data_sets = self.data_sets
+        return {
+            unit: (run.folder, data_sets.index(self.documents_of(unit))) for unit, run in group.runs.items()
+        }
 
     def group(self, name: str) -> Group:
         """The group of this name.
@@ -402,13 +410,7 @@ def _warnings(
     for group, there in zip(groups, units, strict=True):
         lacking = sorted(every - there)
         if lacking:
-            names = (*averaged, *REPEATS)
-            shown = [
-                " ".join(
-                    f"{name}={value}" for name, value in zip(names, unit, strict=True) if value != "null"
-                )
-                for unit in lacking
-            ]
+            shown = [unit_name(averaged, unit) for unit in lacking]
             count = f"{len(lacking)} of {len(every)}"
             warnings.append(f"{group.name} lacks {count} runs that others have: {_some(shown, '; ')}")
 
@@ -437,6 +439,12 @@ def _warnings(
     for what in ("host", "device", "threads"):
         check(f"{what}, so that seconds do not compare", what)
     return warnings
+
+
+def unit_name(averaged: Sequence[str], unit: Sequence[str]) -> str:
+    """What a run of a group is called: ``seed=7 data.fold=0``."""
+    names = (*averaged, *REPEATS)
+    return " ".join(f"{name}={value}" for name, value in zip(names, unit, strict=True) if value != "null")
 
 
 def _some(names: Sequence[str], between: str = ", ") -> str:
@@ -504,21 +512,24 @@ def _shared(first: Group, second: Group) -> list[tuple[str, ...]]:
     return shared if len(shared) > 1 else []
 
 
+def split_of(comparison: Comparison) -> str:
+    """The split that the tested figure is of: of others, such as seconds, the test."""
+    return SPLITS.get(comparison.metrics[0].partition("/")[0], "test")
+
+
 def answers_of(comparison: Comparison, first: Group, second: Group) -> tuple[Answers, Answers]:
     """What the runs of two groups said of the documents, of runs that both have where these are several.
 
     Raises:
         UserError: there are no predictions of one of them, or none on documents of the other.
     """
-    stage = comparison.metrics[0].partition("/")[0]
-    split = SPLITS.get(stage, "test")
-    data_sets = comparison.data_sets
+    split = split_of(comparison)
     shared = _shared(first, second)
     found = []
     for group in (first, second):
-        units = [unit for unit in group.runs if not shared or unit in shared]
-        runs = [(group.runs[unit].folder, data_sets.index(comparison.documents_of(unit))) for unit in units]
-        answers = read_answers(runs, split)
+        answers = read_answers(
+            [one for unit, one in comparison.places_of(group).items() if not shared or unit in shared], split
+        )
         if answers is None:
             raise UserError(f"no predictions on {split} from {group.name}")
         found.append(answers)

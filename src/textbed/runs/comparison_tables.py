@@ -9,7 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 from rich.markup import escape
@@ -20,11 +20,11 @@ from textbed.runs.comparison import (
     BYTES,
     PARAMETERS,
     SECONDS,
-    SPLITS,
     Comparison,
     Group,
     Pair,
     answers_of,
+    split_of,
 )
 from textbed.runs.folder import plain
 from textbed.runs.summary import console, duration, text_table
@@ -42,6 +42,8 @@ class Table:
     header: list[str]
     rows: list[list[str]]
     names: int = 1
+    keys: list[list[Any]] = field(default_factory=list)
+    """What each cell is sorted by: its number, None where there is none, text in columns of names."""
 
 
 def tables(comparison: Comparison) -> list[Table]:
@@ -60,17 +62,21 @@ def lines(comparison: Comparison) -> list[str]:
     return said + comparison.notes
 
 
-def _is_share(metric: str) -> bool:
+def is_share(metric: str) -> bool:
+    """Whether a figure is shown in percent."""
     return metric.count("/") > 0 and metric.split("/")[1] in _SHARES
 
 
-def _title(metric: str) -> str:
-    return f"{metric}, %" if _is_share(metric) else metric
+def title_of(metric: str) -> str:
+    """A figure and its unit."""
+    return f"{metric}, %" if is_share(metric) else metric
 
 
-def _number(metric: str) -> Callable[[float], str]:
+def number_of(metric: str) -> Callable[[float], str]:
+    """What writes a value of a figure."""
+
     def shown(value: float) -> str:
-        if _is_share(metric):
+        if is_share(metric):
             text = f"{100 * value:.2f}"
         else:
             text = f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
@@ -79,7 +85,8 @@ def _number(metric: str) -> Callable[[float], str]:
     return shown
 
 
-def _signed(number: Callable[[float], str], value: float) -> str:
+def with_sign(number: Callable[[float], str], value: float) -> str:
+    """A difference: 0 has no sign."""
     shown = number(abs(value))
     sign = "" if not any(digit in "123456789" for digit in shown) else "+" if value > 0 else "−"
     return sign + shown
@@ -88,39 +95,53 @@ def _signed(number: Callable[[float], str], value: float) -> str:
 def _span(number: Callable[[float], str], bounds: tuple[float, float] | None, signed: bool = False) -> str:
     if bounds is None:
         return NONE
-    return " … ".join(_signed(number, value) if signed else number(value) for value in bounds)
+    return " … ".join(with_sign(number, value) if signed else number(value) for value in bounds)
 
 
 def _figures(comparison: Comparison) -> Table:
     metric, *more = comparison.metrics
-    header = [*(comparison.by or ["group"]), "runs", _title(metric), "sd", "95 % of the mean", "best"]
-    header += [f"{_title(name)} ± sd" for name in more] + ["training", "MiB", "parameters"]
-    number = _number(metric)
-    rows = []
+    header = [*(comparison.by or ["group"]), "runs", title_of(metric), "sd", "95 % of the mean", "best"]
+    header += [f"{title_of(name)} ± sd" for name in more] + ["training", "MiB", "parameters"]
+    number = number_of(metric)
+    rows: list[list[Cell]] = []
     for group in comparison.groups:
         one = group.figures[metric]
-        row = [*group.values, str(one.count), number(one.mean)]
+        row: list[Cell] = [(value, value) for value in group.values]
         row += [
-            NONE if one.spread is None else number(one.spread),
-            _span(number, one.interval),
-            number(one.best),
+            (str(one.count), one.count),
+            (number(one.mean), one.mean),
+            _cell(one.spread, number),
+            (_span(number, one.interval), one.interval and one.interval[0]),
+            (number(one.best), one.best),
         ]
         for name in more:
             other = group.figures[name]
-            spread = "" if other.spread is None else f" ± {_number(name)(other.spread)}"
-            row.append(_number(name)(other.mean) + spread)
+            spread = "" if other.spread is None else f" ± {number_of(name)(other.spread)}"
+            row.append((number_of(name)(other.mean) + spread, other.mean))
+        kinds: tuple[tuple[str, Callable[[float], str]], ...] = (
+            (SECONDS, duration),
+            (BYTES, lambda size: f"{size / 2**20:,.0f}"),
+            (PARAMETERS, lambda count: f"{count:,.0f}"),
+        )
         row += [
-            _mean(group, SECONDS, duration),
-            _mean(group, BYTES, lambda size: f"{size / 2**20:,.0f}"),
-            _mean(group, PARAMETERS, lambda count: f"{count:,.0f}"),
+            _cell(group.figures[name].mean if name in group.figures else None, shown) for name, shown in kinds
         ]
         rows.append(row)
-    title = f"{_title(metric)}, {'less' if comparison.lower else 'more'} is better; means over runs"
-    return Table(title, header, rows, max(1, len(comparison.by)))
+    title = f"{title_of(metric)}, {'less' if comparison.lower else 'more'} is better; means over runs"
+    return _table(title, header, rows, max(1, len(comparison.by)))
 
 
-def _mean(group: Group, name: str, shown: Callable[[float], str]) -> str:
-    return shown(group.figures[name].mean) if name in group.figures else NONE
+Cell = tuple[str, Any]
+"""What is shown, and what it is sorted by."""
+
+
+def _cell(value: float | None, shown: Callable[[Any], str]) -> Cell:
+    return (NONE if value is None else shown(value)), value
+
+
+def _table(title: str, header: list[str], rows: Sequence[Sequence[Cell]], names: int = 1) -> Table:
+    texts, keys = ([[cell[part] for cell in row] for row in rows] for part in (0, 1))
+    return Table(title, header, texts, names, keys)
 
 
 def _tests(comparison: Comparison) -> Table:
@@ -128,48 +149,50 @@ def _tests(comparison: Comparison) -> Table:
     many = len(comparison.pairs) > 1
     documents = any(pair.documents for pair in pairs)
     single = any(pair.documents and pair.documents.mcnemar is not None for pair in pairs)
-    number = _number(comparison.metrics[0])
+    number = number_of(comparison.metrics[0])
     header = ["difference of", "", "95 %", "pairs", "p, runs", *(["Holm"] if many else [])]
     header += ["d", "runs needed"]
     if documents:
         header += ["documents", "95 %, documents", "p, documents", *(["Holm"] if many else [])]
     if single:
         header += ["right alone", "McNemar"]
-    rows = []
+    rows: list[list[Cell]] = []
     for pair in pairs:
         one, two = pair.repeats, pair.documents
-        row = [f"{pair.first} − {pair.second}", _signed(number, one.difference)]
+        name = f"{pair.first} − {pair.second}"
+        row: list[Cell] = [(name, name), (with_sign(number, one.difference), one.difference)]
         row += [
-            _span(number, one.interval, signed=True),
-            str(one.repeats) if one.paired else NONE,
-            p_value(one.p),
-            *([p_value(pair.holm)] if many else []),
-        ]
-        row += [
-            NONE if one.effect is None else f"{one.effect:.2f}".replace("-", "−"),
-            NONE if one.needed is None else str(one.needed),
+            (_span(number, one.interval, signed=True), one.interval and one.interval[0]),
+            _cell(one.repeats if one.paired else None, str),
+            (p_value(one.p), one.p),
+            *([(p_value(pair.holm), pair.holm)] if many else []),
+            _cell(one.effect, lambda effect: f"{effect:.2f}".replace("-", "−")),
+            _cell(one.needed, str),
         ]
         if documents:
             row += (
-                [NONE] * (3 + many)
+                [(NONE, None)] * (3 + many)
                 if two is None
                 else [
-                    f"{two.documents:,}",
-                    _span(number, two.interval, signed=True),
-                    p_value(two.p),
-                    *([p_value(pair.holm_documents)] if many else []),
+                    (f"{two.documents:,}", two.documents),
+                    (_span(number, two.interval, signed=True), two.interval[0]),
+                    (p_value(two.p), two.p),
+                    *([(p_value(pair.holm_documents), pair.holm_documents)] if many else []),
                 ]
             )
         if single:
             row += (
-                [NONE, NONE]
+                [(NONE, None)] * 2
                 if two is None or two.mcnemar is None
-                else [f"{two.only_first} : {two.only_second}", p_value(two.mcnemar)]
+                else [
+                    (f"{two.only_first} : {two.only_second}", two.only_first),
+                    (p_value(two.mcnemar), two.mcnemar),
+                ]
             )
         rows.append(row)
     left = len(comparison.pairs) - len(pairs)
     title = "Differences" + (f"; {left} more pairs are counted in Holm's correction" if left else "")
-    return Table(title, header, rows)
+    return _table(title, header, rows)
 
 
 def p_value(p: float | None) -> str:
@@ -195,25 +218,13 @@ def of_disagreements(
             raise UserError("--disagreements: there is one group of runs; it takes two to disagree.")
         between = comparison.pairs[0].first, comparison.pairs[0].second
     first, second = (comparison.group(name) for name in between)
-    split = SPLITS.get(comparison.metrics[0].partition("/")[0], "test")
     try:
         found = disagreements(*answers_of(comparison, first, second), most)
     except UserError as error:
         raise UserError(f"--disagreements: {error}.") from None
+    found, untold = with_texts(comparison, first, found)
     title = f"Documents on which {first.name} and {second.name} differ most"
-    for place in sorted({one.place for one in found}):
-        here = [i for i, one in enumerate(found) if one.place == place]
-        data_set = comparison.data_sets[place]
-        run = next(run for unit, run in first.runs.items() if comparison.documents_of(unit) == data_set)
-        try:
-            texts = read_texts(
-                run.folder, split, [found[i].row for i in here], [found[i].label for i in here]
-            )
-        except UserError as error:
-            title += f" (no texts: {error})"
-            continue
-        for i, text in zip(here, texts, strict=True):
-            found[i] = dataclasses.replace(found[i], text=text)
+    title += "".join(f" (no texts: {reason})" for reason in untold)
     rows = [
         [
             one.label,
@@ -226,6 +237,27 @@ def of_disagreements(
     ]
     header = ["class", "text", "row", f"{first.name} right", f"{second.name} right"]
     return Table(title, header, rows, names=2), found
+
+
+def with_texts(
+    comparison: Comparison, group: Group, found: Sequence[Disagreement]
+) -> tuple[list[Disagreement], list[str]]:
+    """Documents with their texts as ``group`` read them, and why some cannot be read, for each data set."""
+    told, reasons = list(found), []
+    for place in sorted({one.place for one in found}):
+        here = [i for i, one in enumerate(found) if one.place == place]
+        data_set = comparison.data_sets[place]
+        run = next(run for unit, run in group.runs.items() if comparison.documents_of(unit) == data_set)
+        try:
+            texts = read_texts(
+                run.folder, split_of(comparison), [found[i].row for i in here], [found[i].label for i in here]
+            )
+        except UserError as error:
+            reasons.append(str(error))
+            continue
+        for i, text in zip(here, texts, strict=True):
+            told[i] = dataclasses.replace(found[i], text=text)
+    return told, reasons
 
 
 def _clip(text: str | None) -> str:
@@ -372,9 +404,9 @@ def as_csv(comparison: Comparison) -> str:
     return out.getvalue().rstrip("\n")
 
 
-def as_json(comparison: Comparison, disagreeing: Sequence[Disagreement] = ()) -> str:
-    """Everything, all pairs and the folders of the runs too."""
-    content = {
+def everything(comparison: Comparison) -> dict[str, Any]:
+    """All that was found in plain values, all pairs and the folders of the runs too."""
+    return {
         "metrics": comparison.metrics,
         "lower_is_better": comparison.lower,
         "by": comparison.by,
@@ -392,6 +424,11 @@ def as_json(comparison: Comparison, disagreeing: Sequence[Disagreement] = ()) ->
         "warnings": comparison.warnings,
         "notes": comparison.notes,
     }
+
+
+def as_json(comparison: Comparison, disagreeing: Sequence[Disagreement] = ()) -> str:
+    """:func:`everything` as JSON, with documents that two groups differ on."""
+    content = everything(comparison)
     if disagreeing:
         content["disagreements"] = [dataclasses.asdict(one) for one in disagreeing]
     return json.dumps(plain(content), indent=2, ensure_ascii=False)

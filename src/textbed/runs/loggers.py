@@ -34,7 +34,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from textbed.errors import UserError, nearest
 from textbed.runs.folder import RunFolder, is_rank_zero, say
-from textbed.runs.record import RecordLogger, read_metrics
+from textbed.runs.lines import read_metrics
+from textbed.runs.record import RecordLogger
 from textbed.runs.registry import ASIDE, REPEATS, flat
 
 Table = tuple[list[str], list[list[Any]]]

@@ -68,7 +68,7 @@ def draw_learning_curves(
     to draw.
 
     Args:
-        lines: the record, as :func:`textbed.runs.record.read_metrics` reads it.
+        lines: the record, as :func:`textbed.runs.lines.read_metrics` reads it.
         path: the PNG file.
         figure: the figure of validation that the run goes by.
         title: shown above.

@@ -15,8 +15,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import IO, Any
 
 from lightning.pytorch.loggers.logger import Logger
@@ -24,8 +23,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from textbed.errors import UserError
 from textbed.runs.folder import RunFolder, is_rank_zero, plain, write_text, writing
-
-_PLACES = ("step", "epoch", "time")  # where and when, in every line; the rest are figures
+from textbed.runs.lines import PLACES, read_lines
 
 
 class RecordLogger(Logger):
@@ -33,7 +31,7 @@ class RecordLogger(Logger):
 
     A line is ``{"step": 3, "epoch": 0, "time": 1700000000.123, "train/loss": 0.69, ...}``; step and epoch
     count from 0, time is in seconds since 1970. NaN and infinities are null, so that every line is JSON;
-    :func:`read_metrics` gives them back as NaN.
+    :func:`textbed.runs.lines.read_metrics` gives them back as NaN.
 
     Args:
         folder: the run folder.
@@ -109,7 +107,7 @@ class RecordLogger(Logger):
             return
         kept = [
             line
-            for line in _lines(self._folder.record_file)
+            for line in read_lines(self._folder.record_file)
             if line.get("step") is not None and line["step"] < step
         ]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
@@ -125,62 +123,16 @@ class RecordLogger(Logger):
         if not self._folder.record_file.exists():
             return
         start = time.perf_counter()
-        lines = list(_lines(self._folder.record_file))
-        columns = [*_PLACES, *dict.fromkeys(key for line in lines for key in line if key not in _PLACES)]
+        lines = list(read_lines(self._folder.record_file))
+        columns = [*PLACES, *dict.fromkeys(key for line in lines for key in line if key not in PLACES)]
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(columns)
         for line in lines:
             table.writerow(
-                "" if key not in line else "nan" if line[key] is None and key not in _PLACES else line[key]
+                "" if key not in line else "nan" if line[key] is None and key not in PLACES else line[key]
                 for key in columns
             )
         write_text(self._folder.table_file, text.getvalue())
         self._table_at = time.perf_counter()
         self._table_cost = self._table_at - start
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    # split at "\n" alone: splitlines() also splits at characters that may stand inside a name
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            content = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):  # no line end behind it: the process was killed while it wrote
-                return
-            raise UserError(f"{path}, line {number}: not JSON ({error}); delete the line to go on") from error
-        if isinstance(content, dict):
-            yield content
-
-
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read a record: the lines of metrics.jsonl in order, null figures as NaN; half a last line is left out.
-
-    Args:
-        path: the file, or the run folder.
-
-    Raises:
-        UserError: there is no such file, or a line that is not JSON.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "metrics.jsonl"
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: nothing was logged there")
-    return [
-        {key: math.nan if value is None and key not in _PLACES else value for key, value in line.items()}
-        for line in _lines(path)
-    ]
-
-
-def by_epoch(lines: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
-    """The last value of each figure in each epoch: epoch (from 0) -> name -> value."""
-    epochs: dict[int, dict[str, float]] = {}
-    for line in lines:
-        if line.get("epoch") is not None:
-            figures = {key: value for key, value in line.items() if key not in _PLACES}
-            epochs.setdefault(int(line["epoch"]), {}).update(figures)
-    return epochs
