@@ -78,7 +78,10 @@ def page(comparison: Comparison, most: int = MOST_DOCUMENTS) -> str:
     # no end of a script may stand inside one
     scripts = [
         script.replace("</script", r"<\/script")
-        for script in (vl_convert.javascript_bundle(), (_PARTS / "page.js").read_text(encoding="utf-8"))
+        for script in (
+            vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
+            (_PARTS / "page.js").read_text(encoding="utf-8"),
+        )
     ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_PARTS), autoescape=True, trim_blocks=True, lstrip_blocks=True

@@ -122,6 +122,12 @@
     const [chart, text, details] = figure.children;
     text.textContent = caption;
     details.lastChild.replaceChildren(table(caption, header, rows, heads));
+    // Vega warns of marks without data
+    spec.layer = spec.layer.filter((layer) => (layer.data ?? spec.data).values.length);
+    if (!spec.layer.length) {
+      chart.replaceChildren(make("p", { class: "missing" }, "There is nothing to draw for these groups."));
+      return;
+    }
     await vegaEmbed(chart, { width: "container", description: caption, ...spec },
       { actions: false, renderer: "svg", mode: "vega-lite", config: CONFIG });
   }
@@ -181,7 +187,7 @@
     const y = { field: "value", type: "quantitative", title: metric, scale: { zero: false, padding: 15 }, axis: { format: data.share ? ".1%" : "~g" } };
     const tooltip = [{ field: "group" }, { field: "cost", title: axis.title, type: "quantitative", format: ",.4~g" },
       { field: "value", title: metric, type: "quantitative", format: data.share ? ".2%" : ".4~g" }, { field: "sd", type: "quantitative", format: data.share ? ".2%" : ".3~g" }];
-    const label = (align, dx, test) => ({ transform: [{ filter: test }], mark: { type: "text", align, dx, dy: -10, limit: 180 },
+    const label = (align, dx, test) => ({ data: { values: front.filter(test) }, mark: { type: "text", align, dx, dy: -10, limit: 180 },
       encoding: { x, y, text: { field: "group" } } });
     return {
       caption: `${metric} against ${axis.title}, means over runs with their standard deviation. The line is the Pareto front: `
@@ -195,8 +201,8 @@
           { data: { values: front }, mark: { type: "line", interpolate: "step-after", color: "var(--soft)", strokeDash: [3, 3] }, encoding: { x, y } },
           { data: { values: drawn }, mark: { type: "rule", strokeWidth: 1.5 }, encoding: { x, y: { ...y, field: "low" }, y2: { field: "high" }, color: byGroup.color } },
           { data: { values: drawn }, mark: { type: "point", filled: true, size: 130, opacity: 1 }, encoding: { x, y, color: byGroup.color, shape: byGroup.shape, tooltip } },
-          { data: { values: front }, ...label("left", 8, `datum.cost <= ${middle}`) },
-          { data: { values: front }, ...label("right", -8, `datum.cost > ${middle}`) },
+          label("left", 8, (one) => one.cost <= middle),
+          label("right", -8, (one) => one.cost > middle),
         ],
       },
     };
@@ -488,7 +494,8 @@
     const labels = [...new Set(data.documents.items.map((item) => item.label))].sort((a, b) => a.localeCompare(b));
     document.getElementById("label").append(...labels.map((label) => make("option", { value: label }, label || "none")));
     filter.addEventListener("submit", (event) => event.preventDefault());
-    filter.addEventListener("input", () => { state.listed = MOST_LISTED; documents(); });
+    // each key as it comes, and choices however they are made
+    for (const event of ["input", "change"]) filter.addEventListener(event, () => { state.listed = MOST_LISTED; documents(); });
     document.getElementById("more").addEventListener("click", () => { state.listed += 4 * MOST_LISTED; documents(); });
   }
   if (names.length < 2) for (const place of document.querySelectorAll(".pair")) place.hidden = true;
