@@ -124,7 +124,7 @@ def lead(comparison: Comparison) -> str:
     if pair is None:
         return said
     said += f" Against the next, {second}, that is {shown.with_sign(number, pair.repeats.difference)}:"
-    sure = {"other seeds": pair.holm, "other documents": pair.holm_documents}
+    sure = {"other runs": pair.holm, "other documents": pair.holm_documents}
     tested = [
         f"{what} would {'show it too' if p < 0.05 else 'not surely show it'} (p {shown.p_value(p)})"
         for what, p in sure.items()

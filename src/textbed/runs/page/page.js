@@ -138,20 +138,20 @@
     const values = data.shown_pairs.flatMap((place) => {
       const pair = data.pairs[place];
       const name = `${pair.first} − ${pair.second}`;
-      return [["other seeds", pair.repeats], ["other documents", pair.documents]]
+      return [["other runs", pair.repeats], ["other documents", pair.documents]]
         .filter(([, test]) => test && test.interval)
         .map(([of, test]) => ({ name, of, at: scale * test.difference, low: scale * test.interval[0], high: scale * test.interval[1] }));
     });
     const order = [...new Set(values.map((one) => one.name))];
     const y = { field: "name", type: "nominal", sort: order, axis: null };
-    const yOffset = { field: "of", sort: ["other seeds", "other documents"] };
+    const yOffset = { field: "of", sort: ["other runs", "other documents"] };
     const domain = yOffset.sort;
     const kind = { field: "of", type: "nominal", title: null, legend: { orient: "top", labelColor: "var(--ink)", labelFontSize: 12 } };
     const encoding = { y, yOffset, color: { ...kind, scale: { domain, range: ["var(--g0)", "var(--g1)"] } } };
     const tooltip = [{ field: "name", title: "of" }, { field: "of", title: "would show" },
       ...["at", "low", "high"].map((field) => ({ field, type: "quantitative", format: "+.2f", title: { at: "difference" }[field] }))];
     return {
-      caption: `Difference in ${metric} (${unit}) with 95 % intervals: where it would lie with other seeds, and with other documents. `
+      caption: `Difference in ${metric} (${unit}) with 95 % intervals: where it would lie with other runs, and with other documents. `
         + "An interval that crosses zero shows no difference.",
       header: ["difference of", "over", "difference", "low", "high"], heads: 2,
       rows: values.map((one) => [one.name, one.of, ...["at", "low", "high"].map((field) => [plain(one[field]), one[field]])]),
@@ -162,7 +162,10 @@
           { mark: { type: "rule", strokeWidth: 2.5 }, encoding: { ...encoding, x: { field: "low", type: "quantitative", title: `difference, ${unit}`, scale: { padding: 12 }, axis: { tickCount: 8 } }, x2: { field: "high" }, tooltip } },
           { mark: { type: "point", filled: true, size: 110, opacity: 1 }, encoding: { ...encoding, x: { field: "at", type: "quantitative" }, tooltip,
             shape: { ...kind, scale: { domain, range: ["circle", "diamond"] } } } },
-          { transform: [{ aggregate: [], groupby: ["name"] }], mark: { type: "text", ...LABELS, dy: -16 }, encoding: { y, x: { value: 0 }, text: { field: "name" } } },
+          // names over the lines: once as the paper behind, once as ink
+          ...[{ stroke: "var(--page)", strokeWidth: 5, strokeJoin: "round" }, {}].map((ink) => ({
+            transform: [{ aggregate: [], groupby: ["name"] }], mark: { type: "text", ...LABELS, dy: -16, ...ink },
+            encoding: { y, x: { value: 0 }, text: { field: "name" } } })),
         ],
       },
     };
@@ -184,7 +187,7 @@
     const log = least > 0 && most > 10 * least;
     const middle = log ? Math.sqrt(least * most) : (least + most) / 2;
     const x = { field: "cost", type: "quantitative", title: axis.title, scale: { type: log ? "log" : "linear", zero: false, padding: 25, nice: false } };
-    const y = { field: "value", type: "quantitative", title: metric, scale: { zero: false, padding: 15 }, axis: { format: data.share ? ".1%" : "~g" } };
+    const y = { field: "value", type: "quantitative", title: metric, scale: { zero: false, padding: 15 }, axis: { format: data.share ? ".4~p" : "~g" } };
     const tooltip = [{ field: "group" }, { field: "cost", title: axis.title, type: "quantitative", format: ",.4~g" },
       { field: "value", title: metric, type: "quantitative", format: data.share ? ".2%" : ".4~g" }, { field: "sd", type: "quantitative", format: data.share ? ".2%" : ".3~g" }];
     const label = (align, dx, test) => ({ data: { values: front.filter(test) }, mark: { type: "text", align, dx, dy: -10, limit: 180 },
@@ -199,6 +202,7 @@
         height: 320,
         layer: [
           { data: { values: front }, mark: { type: "line", interpolate: "step-after", color: "var(--soft)", strokeDash: [3, 3] }, encoding: { x, y } },
+          { data: { values: values.filter((one) => !state.drawn.has(one.place)) }, mark: { type: "point", color: "var(--soft)", opacity: 0.7, size: 40 }, encoding: { x, y, tooltip } },
           { data: { values: drawn }, mark: { type: "rule", strokeWidth: 1.5 }, encoding: { x, y: { ...y, field: "low" }, y2: { field: "high" }, color: byGroup.color } },
           { data: { values: drawn }, mark: { type: "point", filled: true, size: 130, opacity: 1 }, encoding: { x, y, color: byGroup.color, shape: byGroup.shape, tooltip } },
           label("left", 8, (one) => one.cost <= middle),
@@ -214,7 +218,7 @@
       line.points.map(([epoch, mean, low, high, runs]) => ({ group: names[line.group], place: line.group, epoch, mean, low, high, runs })));
     const values = all.filter((one) => state.drawn.has(one.place));
     const last = Math.max(...all.map((one) => one.epoch));
-    const format = figure.share ? ".1%" : "~g";
+    const format = figure.share ? ".4~p" : "~g";
     const step = Math.ceil(last / 10);
     const epochs = [...Array(last).keys()].map((epoch) => epoch + 1).filter((epoch) => epoch % step === 0 || epoch === 1);
     const x = { field: "epoch", type: "quantitative", title: "epoch", scale: { domain: [1, Math.max(last, 2)], nice: false }, axis: { values: epochs, format: "d" } };
@@ -255,7 +259,7 @@
       .map(([side, group]) => ({ class: row.class, side, group, value: row[side] })));
     const title = { f1: "F1", precision: "precision", recall: "recall" }[kind];
     const y = { field: "class", type: "nominal", sort: order, title: null, axis: { labelLimit: 110, labelColor: "var(--ink)", grid: true, ticks: false, domain: false } };
-    const x = { field: "value", type: "quantitative", title, scale: { zero: false, padding: 12 }, axis: { format: ".0%", tickCount: 6 } };
+    const x = { field: "value", type: "quantitative", title, scale: { zero: false, padding: 12 }, axis: { format: ".4~p", tickCount: 6 } };
     return {
       caption: `${title} of each class: ${first} is the circle, ${second} the diamond; means over runs.`
         + (rows.length > drawn.length ? ` Drawn are the ${drawn.length} of ${rows.length} classes in which they differ most.` : ""),
