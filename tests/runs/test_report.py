@@ -192,6 +192,14 @@ def test_documents(compared: Comparison, content: dict[str, Any]) -> None:
     assert [item["row"] for item in report.content(compared, 1)["documents"]["items"]] == [0]
 
 
+def test_nothing_to_disagree_on(tmp_path: Path) -> None:
+    predict(make_run(tmp_path, 0.9, head="gru"), [0, 1], [0, 1])
+    predict(make_run(tmp_path, 0.8, head="mean"), [1, 1], [0, 1])  # row 0 is another document
+    documents = report.content(compare([tmp_path]))["documents"]
+    assert (documents["total"], documents["items"]) == (0, [])
+    assert documents["missing"] == ["None: groups are right on the same documents, or predicted other ones."]
+
+
 def test_several_labels(tmp_path: Path) -> None:
     for head, said in (("gru", [[1, 0, 1], [0, 0, 0]]), ("mean", [[1, 1, 0], [0, 0, 0]])):
         run = make_run(tmp_path, 0.5, head=head)

@@ -263,7 +263,7 @@ def _documents(comparison: Comparison, most: int) -> tuple[dict[str, Any], np.nd
     """Documents on which groups differ, and their ids: for each group in turn that on which it differs most
     from the first, or from the one tested against.
 
-    Where any two differ, one of them differs from the first: no document is overlooked.
+    Where any two differ, one of them differs from the first: of documents that it has seen none is missed.
     """
     split, groups = split_of(comparison), comparison.groups
     answers = [read_answers(comparison.places_of(group).values(), split) for group in groups]
@@ -282,6 +282,8 @@ def _documents(comparison: Comparison, most: int) -> tuple[dict[str, Any], np.nd
     turns = (one for turn in itertools.zip_longest(*sides) for one in turn if one is not None)
     found = list({(one.place, one.row): one for one in turns}.values())
     content["total"] = len(found)
+    if not found:
+        content["missing"].append("None: groups are right on the same documents, or predicted other ones.")
     found, untold = shown.with_texts(comparison, groups[first], found[:most])
     content["missing"] += [f"No texts: {reason}." for reason in untold]
     ids = document_ids(np.array([one.row for one in found], np.int64), np.array([one.place for one in found]))
@@ -313,7 +315,7 @@ class _Said:
     def __init__(self, classes: int) -> None:
         self.runs = 0
         self.support = np.zeros(classes)
-        self.confusion = np.zeros((classes, classes), np.int64)
+        self.confusion: Counter[tuple[int, int]] = Counter()
         self.figures = np.zeros((3, classes))
 
     def add(self, said: Predictions) -> None:
@@ -325,7 +327,8 @@ class _Said:
             # 0 where a class neither was there nor was said, as in metrics.json
             self.figures[place] += over / np.maximum(under, 1)
         if not said.multilabel:
-            np.add.at(self.confusion, (said.labels.argmax(axis=1), said.predicted.argmax(axis=1)), 1)
+            pairs = np.stack([said.labels.argmax(axis=1), said.predicted.argmax(axis=1)], axis=1)
+            self.confusion.update(map(tuple, pairs.tolist()))
 
 
 def _predictions(
@@ -357,7 +360,8 @@ def _predictions(
         count = bins[:, 0]
         if count.any():
             error = f"{stage}/calibration_error"
-            errors = [run.metrics[error] for run in group.runs.values() if run.metrics.get(error) is not None]
+            recorded = [run.metrics.get(error) for run in group.runs.values()]
+            errors = [value for value in recorded if isinstance(value, int | float)]
             filled = bins[count > 0]
             calibrated.append(
                 {
@@ -392,9 +396,7 @@ def _set(classes: tuple[str, ...], multilabel: bool, groups: dict[int, _Said]) -
                 "recall": (said.figures[1] / said.runs).tolist(),
                 "f1": (said.figures[2] / said.runs).tolist(),
                 # true class, predicted class, documents: those that are not 0
-                "confusion": [
-                    [i, j, said.confusion[i, j] / said.runs] for i, j in np.argwhere(said.confusion).tolist()
-                ],
+                "confusion": [[*pair, count / said.runs] for pair, count in sorted(said.confusion.items())],
             }
             for number, said in groups.items()
         ],

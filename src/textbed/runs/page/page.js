@@ -107,7 +107,7 @@
     shape: { field: "group", type: "nominal", legend: null, scale: { domain: names, range: names.map((_, i) => shape(i)) } },
     strokeDash: { field: "group", type: "nominal", legend: null, scale: { domain: names, range: names.map((_, i) => dash(i)) } },
   };
-  const LABELS = { align: "left", baseline: "bottom", dy: -9 };
+  const LABELS = { align: "left", baseline: "bottom", dy: -9, limit: { expr: "width" } };
 
   const builders = {};
   // a chart says in words what it shows, and has its numbers as a table below it
@@ -194,7 +194,7 @@
       encoding: { x, y, text: { field: "group" } } });
     return {
       caption: `${metric} against ${axis.title}, means over runs with their standard deviation. The line is the Pareto front: `
-        + `no group is as cheap and better than ${front.map((one) => one.group).join("; ")}.`,
+        + `no group is as cheap and better than ${front.map((one) => one.group).join("; ")}. Grey rings are groups that are not ticked.`,
       header: ["group", axis.title, metric, "sd", "on the front"],
       rows: values.map((one) => [one.group, [plain(one.cost), one.cost], [shown(one.value, data.share), one.value],
         [one.sd == null ? "–" : shown(one.sd, data.share), one.sd], axis.front.includes(one.place) ? "yes" : "no"]),
@@ -258,7 +258,7 @@
     const long = drawn.flatMap((row) => [["one", first], ["two", second]].filter(([side]) => row[side] != null)
       .map(([side, group]) => ({ class: row.class, side, group, value: row[side] })));
     const title = { f1: "F1", precision: "precision", recall: "recall" }[kind];
-    const y = { field: "class", type: "nominal", sort: order, title: null, axis: { labelLimit: 110, labelColor: "var(--ink)", grid: true, ticks: false, domain: false } };
+    const y = { field: "class", type: "nominal", sort: order, title: null, axis: { labelLimit: window.innerWidth < 600 ? 110 : 240, labelColor: "var(--ink)", grid: true, ticks: false, domain: false } };
     const x = { field: "value", type: "quantitative", title, scale: { zero: false, padding: 12 }, axis: { format: ".4~p", tickCount: 6 } };
     return {
       caption: `${title} of each class: ${first} is the circle, ${second} the diamond; means over runs.`
@@ -305,7 +305,7 @@
         make("thead", {}, make("tr", {}, make("td", {}, ""), ...kept.map((j) => make("th", { scope: "col", title: set.classes[j] }, make("span", {}, set.classes[j]))))),
         make("tbody", {}, ...kept.map((i) => make("tr", {}, make("th", { scope: "row", title: set.classes[i] }, set.classes[i]), ...kept.map((j) => {
           const share = value(i, j);
-          const cell = make("td", { class: `${i === j ? "diagonal" : ""} ${Math.abs(share) > 0.5 ? "strong" : ""}`,
+          const cell = make("td", { class: `${i === j ? "diagonal" : ""} ${tint(share) > 0.85 ? "strong" : tint(share) > 0.7 ? "middling" : ""}`,
             title: `${set.classes[i]} taken for ${set.classes[j]}: ${text(share, true)}` }, Math.abs(share) < 0.0005 ? "" : text(share));
           cell.style.setProperty("--share", `${(100 * Math.min(1, Math.abs(tint(share)))).toFixed(1)}%`);
           cell.style.setProperty("--tint", share < 0 ? "var(--less)" : "var(--more)");
@@ -320,7 +320,7 @@
     place.replaceChildren(
       make("h3", {}, "Confusion: % of the true class (row) that is taken for each (column)"),
       ...(kept.length < size ? [make("p", { class: "note" }, `The ${kept.length} largest of ${size} classes.`)] : []),
-      make("div", { class: "beside" }, ...single.filter(Boolean),
+      make("div", { class: kept.length > 12 ? null : "beside" }, ...single.filter(Boolean),
         both ? matrix(`${names[state.pair[0]]} − ${names[state.pair[1]]}, points`, (i, j) => shares[0][i][j] - shares[1][i][j],
           (share) => (0.6 * share) / widest, points) : null));
   }
