@@ -89,7 +89,8 @@ def front_end(name: str, rows: int, dim: int, *, found: Any = None, padding_idx:
 
 
 def jobs(*arguments: str) -> list[list[str]]:
-    """The overrides of every job of ``python train.py -m ARGUMENTS``, the experiment's own sweep included."""
+    """The overrides of every job of ``python train.py -m ARGUMENTS``, the experiment's own sweep included; of
+    an interval that a search draws from its lower end."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         chosen = [one for one in arguments if one.startswith("experiment=") and "," not in one]
         cfg = compose("train", chosen, return_hydra_config=True)
@@ -98,9 +99,11 @@ def jobs(*arguments: str) -> list[list[str]]:
         command.Sweep().on_multirun_start(cfg)
         params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-        (found,) = BasicSweeper.split_arguments(
-            parser.parse_overrides([*params, *arguments]), max_batch_size=None
-        )
+        ends = [
+            f"{one.get_key_element()}={one.value().start}" if one.is_interval_sweep() else str(one.input_line)  # type: ignore[union-attr]
+            for one in parser.parse_overrides([*params, *arguments])
+        ]
+        (found,) = BasicSweeper.split_arguments(parser.parse_overrides(ends), max_batch_size=None)
     return [list(job) for job in found]
 
 

@@ -83,11 +83,11 @@ def test_a_trial_that_hangs_is_ended_and_killed(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("textbed.sweeps.trial.GRACE_SECONDS", 0.2)
     monkeypatch.setattr("textbed.sweeps.trial._WATCH_SECONDS", 0.05)
     began = time.monotonic()
-    sweep, _ = run(plan(tmp_path, choice("do", "hang", "fine"), trial_minutes=0.5 / 60), tmp_path, 1)
-    assert time.monotonic() - began < 20
+    sweep, _ = run(plan(tmp_path, choice("do", "hang", "fine"), trial_minutes=0.05), tmp_path, 1)
+    assert time.monotonic() - began < 30
     hung, fine = rows(sweep)
     assert (hung.status, fine.status) == ("timeout", "finished")
-    assert hung.error == "not done after 0.00833333 minutes"
+    assert hung.error == "not done after 0.05 minutes"
 
 
 def test_what_failed_is_tried_again_as_often_as_told_and_every_failure_is_kept(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from textbed import command, config
 from textbed.errors import UserError
 from textbed.sweeps import space
-from textbed.sweeps.devices import slots
+from textbed.sweeps.devices import shown, slots
 from textbed.sweeps.folder import Plan, SweepFolder
 from textbed.sweeps.queue import FINISHED, PRUNED, Queue
 from textbed.sweeps.show import Screen
@@ -52,8 +52,10 @@ def launch(cfg: DictConfig, params: Mapping[str, Any], typed: list[str], loader:
     folder = SweepFolder.create(Path(place), plan)
     with Screen(folder) as screen:
         begin(folder)
+        places = slots(plan.settings, plan.accelerator, plan.threads)
+        screen.said(shown(places))
         try:
-            Worker(folder, slots(plan.settings, plan.accelerator, plan.threads), screen).run()
+            Worker(folder, places, screen).run()
         except KeyboardInterrupt:
             screen.said(f"go on with the same command and sweep.dir={folder.path}")
             raise
@@ -74,9 +76,9 @@ def finish(folder: SweepFolder) -> None:
     for queue in queues(folder):
         for row in queue.rows():
             link = folder.link(queue.name, row.number)
-            if row.status == FINISHED:
+            if row.status == FINISHED and row.same_as is None:
                 print(link.resolve(), flush=True)
-            elif row.status not in ("waiting", PRUNED):
+            elif row.status not in ("waiting", FINISHED, PRUNED):
                 command.note_failure(row.name)
 
 

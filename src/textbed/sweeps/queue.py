@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 from textbed.runs.comparison import is_lower_better
 from textbed.runs.folder import now
 from textbed.sweeps.folder import Presence, SweepFolder
-from textbed.sweeps.space import Space, overrides, points, suggest
+from textbed.sweeps.space import Space, overrides, points, size, suggest
 
 if TYPE_CHECKING:
     import optuna
 
 FINISHED, PRUNED = "finished", "pruned"
+_TOLD = (FINISHED, PRUNED)
 MOST_LOST = 3
 """A trial whose worker died so often is not taken up again: it may be what kills them."""
 
@@ -68,6 +69,8 @@ class Row:
     last_lines: str
     failures: Sequence[Mapping[str, Any]]
     seconds: float | None
+    same_as: int | None = None
+    """The trial with the same point whose end this one was given, without being run."""
 
     @property
     def name(self) -> str:
@@ -123,6 +126,7 @@ class Queue:
             end.get("last_lines", ""),
             attributes.get("failures", ()),
             end.get("seconds"),
+            end.get("same_as"),
         )
 
     # -- putting in ------------------------------------------------------------------------------------------
@@ -140,19 +144,20 @@ class Queue:
     def claim(self, worker: Presence, device: str) -> Job | None:
         """The next trial, now this worker's; None where there is none at present."""
         with self.folder.lock():
-            trials = self.study.get_trials(deepcopy=False)
-            waiting = [trial for trial in trials if trial.state.name == "WAITING"]
-            begun = len(trials) - len(waiting)
-            limit = self._limit()
-            again = any("start" in trial.user_attrs for trial in waiting)
-            if not (waiting or self.draws) or not (again or (begun < limit and self._in_time())):
-                return None
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of Optuna, about itself
-                # seeded by its number, a trial is the same whichever worker draws it
-                self.study.sampler = _sampler(self.settings, len(trials))
-                trial = self.study.ask()
-                point = suggest(self.space, trial)
+            while True:
+                rows = self.rows()
+                if not self._may_begin(rows):
+                    return None
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of Optuna, about itself
+                    # seeded by its number, a trial is the same whichever worker draws it
+                    self.study.sampler = _sampler(self.settings, len(rows))
+                    trial = self.study.ask()
+                    point = suggest(self.space, trial)
+                twin = next((row for row in rows if row.point == point and row.status in _TOLD), None)
+                if twin is None or not self.draws:
+                    break
+                self._end_as(trial, point, twin)  # the same command gives the same figures
             start = trial.user_attrs.get("start", {})
             job = Job(
                 self,
@@ -166,6 +171,25 @@ class Queue:
                 trial.set_user_attr("point", point)
             self.begin(job, worker.id, device, lost=int(start.get("lost", 0)))
         return job
+
+    def _may_begin(self, rows: Sequence[Row]) -> bool:
+        """Whether there is a trial to begin, by the limits and what was put in."""
+        if any(row.status == "waiting" and row.start for row in rows):
+            return True  # it was begun within the limits
+        waiting = sum(row.status == "waiting" for row in rows)
+        more = waiting or (self.draws and not self._is_exhausted(rows))
+        return bool(more) and len(rows) - waiting < self._limit() and self._in_time()
+
+    def _is_exhausted(self, rows: Sequence[Row]) -> bool:
+        """Whether every point of a space of choices has been tried."""
+        if not all(dimension.choices for dimension in self.space):
+            return False
+        return len({tuple(row.point.items()) for row in rows}) >= size(self.space)
+
+    def _end_as(self, trial: optuna.Trial, point: Mapping[str, str], twin: Row) -> None:
+        trial.set_user_attr("point", point)
+        trial.set_user_attr("end", {"outcome": twin.status, "same_as": twin.number, "seconds": 0.0})
+        self._tell(trial.number, twin.status, twin.values)
 
     def begin(self, job: Job, worker: str, device: str, lost: int = 0) -> None:
         """Write down that an attempt begins."""
@@ -188,9 +212,6 @@ class Queue:
 
     def end(self, job: Job, ending: Ending, seconds: float) -> bool:
         """Write down how a trial ended; False where it had been taken away meanwhile."""
-        import optuna
-
-        states = optuna.trial.TrialState
         with self.folder.lock():
             if not self._is_mine(job):
                 return False
@@ -203,12 +224,17 @@ class Queue:
                 "seconds": round(seconds, 3),
             }
             job.trial.set_user_attr("end", end)
-            if ending.outcome == FINISHED and ending.values:
-                self.study.tell(job.number, list(ending.values))
-            else:
-                state = states.PRUNED if ending.outcome == PRUNED else states.FAIL
-                self.study.tell(job.number, state=state)
+            self._tell(job.number, ending.outcome, ending.values)
         return True
+
+    def _tell(self, number: int, outcome: str, values: Sequence[float]) -> None:
+        import optuna
+
+        if outcome == FINISHED and values:
+            self.study.tell(number, list(values))
+        else:
+            states = optuna.trial.TrialState
+            self.study.tell(number, state=states.PRUNED if outcome == PRUNED else states.FAIL)
 
     def give_back(self, job: Job) -> None:
         """Let a trial that was stopped wait again, for this worker or another."""
@@ -243,7 +269,7 @@ class Queue:
                 if lost > MOST_LOST:
                     line = f"{lost} workers ended while they were at it"
                     storage.set_trial_user_attr(key, "end", {"outcome": "killed", "error": line})
-                    self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+                    self._tell(trial.number, "killed", ())
                 else:
                     self._wait_again(trial.number)
                 taken.append(trial.number)
@@ -278,13 +304,7 @@ class Queue:
     def is_over(self) -> bool:
         """Whether nothing runs and nothing is to come."""
         rows = self.rows()
-        states = [row.status for row in rows]
-        waiting = states.count("waiting")
-        if "running" in states:
-            return False
-        more = (waiting or self.draws) and len(rows) - waiting < self._limit() and self._in_time()
-        begun = any(row.status == "waiting" and row.start for row in rows)
-        return not (more or begun)
+        return not any(row.status == "running" for row in rows) and not self._may_begin(rows)
 
     def left(self) -> int | None:
         """Trials that are still to end; None where a number is not known."""
@@ -322,7 +342,8 @@ def _pruner(settings: Mapping[str, Any]) -> optuna.pruners.BasePruner:
     if name == "median":
         return pruners.MedianPruner(n_startup_trials=settings["startup_trials"])
     if name == "asha":
-        return pruners.SuccessiveHalvingPruner()
+        # of each rung (the 1st validation, the 3rd, the 9th ...) the best third go on
+        return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     if name == "hyperband":
         return pruners.HyperbandPruner()
     return pruners.NopPruner()

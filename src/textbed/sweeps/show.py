@@ -14,7 +14,6 @@ from rich.table import Table
 from textbed.runs.comparison import is_lower_better
 from textbed.runs.registry import shown
 from textbed.runs.summary import console, duration, text_table
-from textbed.sweeps.devices import shown as slots_shown
 from textbed.sweeps.folder import SweepFolder
 from textbed.sweeps.queue import FINISHED, PRUNED, Ending, Queue, Row
 from textbed.sweeps.trial import Trial
@@ -34,7 +33,6 @@ class Screen:
         self._live: Live | None = None
         self._next = 0.0
         self._began = time.monotonic()
-        self._seen = False
         self._best: float | None = None
 
     def __enter__(self) -> Screen:
@@ -64,7 +62,8 @@ class Screen:
         if ending.values:
             figures = zip(self.folder.plan.objectives, ending.values, strict=True)
             line += ": " + ", ".join(f"{name} {shown(value)}" for name, value in figures)
-            line += " (best so far)" if self._is_best(ending.values[0]) else ""
+            best = trial.job.queue.name == "trials" and self._is_best(ending.values[0])
+            line += " (best so far)" if best else ""
         elif ending.error:
             line += f": {ending.error}"
         if again:
@@ -74,9 +73,6 @@ class Screen:
         self._next = 0.0
 
     def tick(self, worker: Worker) -> None:
-        if not self._seen:
-            self._seen = True
-            self.said(slots_shown(worker.slots))
         if self._live is not None and time.monotonic() >= self._next and worker.queue is not None:
             self._live.update(self._table(worker, worker.queue), refresh=True)
             self._next = time.monotonic() + _DRAW_SECONDS

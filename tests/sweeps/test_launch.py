@@ -1,0 +1,102 @@
+"""From a command line to a sweep: what every trial is given, what is refused, what the command prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from made_up import STUB, calls
+from omegaconf import DictConfig, open_dict
+from running import ROOT
+
+from textbed import command
+from textbed.errors import UserError
+from textbed.sweeps import launch as launching
+from textbed.sweeps.folder import Plan, SweepFolder
+
+Typed = Callable[..., tuple[DictConfig, list[str]]]
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Typed]:
+    """What Hydra makes of a command line before it calls the sweeper."""
+    monkeypatch.setattr(sys, "argv", [str(STUB)])
+    monkeypatch.setattr(command, "_failed_jobs", [])
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+
+        def composed(*words: str) -> tuple[DictConfig, list[str]]:
+            (tmp_path / "runs").mkdir(exist_ok=True)
+            settled = [one for one in words if "," not in one or "[" in one]
+            cfg = compose("train", settled, return_hydra_config=True)
+            with open_dict(cfg):
+                cfg.hydra.runtime.config_sources = []
+            return cfg, list(words)
+
+        yield composed
+
+
+def planned(typed: Typed, *words: str, **params: object) -> Plan:
+    cfg, given = typed(*words)
+    return launching.plan_of(cfg, params, given, GlobalHydra.instance().config_loader())
+
+
+def test_a_trial_is_given_what_was_typed_without_what_is_the_sweeps(typed: Typed) -> None:
+    plan = planned(
+        typed, "experiment=sst2", "sweep=tpe", "sweep.trials=9", "head=mean,gru", "threads=2", "name='a b'"
+    )
+    assert plan.program == [sys.executable, str(STUB)]
+    assert plan.fixed == ["experiment=sst2", "threads=2", "name='a b'"]
+    assert [one.key for one in plan.space] == ["head"]
+    assert (plan.threads, plan.accelerator, plan.objectives) == (2, "auto", ["val/accuracy"])
+    assert (plan.grid, plan.search, plan.settings["refit"]) == (False, True, 3)
+    assert Plan.from_plain(plan.plain()) == plan
+    assert launching.trial_overrides(plan)[-1] == "test=false"
+    plan = planned(typed, "seed=0,1", "trainer=cpu", "callbacks.checkpoints.monitor=val/loss", "sweep.dir=x")
+    assert (plan.grid, plan.search, plan.accelerator, plan.objectives) == (True, False, "cpu", ["val/loss"])
+    assert launching.trial_overrides(plan) == ["trainer=cpu", "callbacks.checkpoints.monitor=val/loss"]
+    assert planned(typed, "trainer=cpu,gpu", "threads=1,2").accelerator == "auto"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sweep=tpe", "head=mean,gru"], "sweep.trials=NUMBER"),
+        (["sweep=tpe", "sweep.trials=3"], "nothing to draw from"),
+        (["sweep=tpe", "sweep.trials=3", "head=mean,gru", "test=true"], "a search looks at validation alone"),
+        (["seed=0,1", "sweep.refit=2", "test=true"], "a search looks at validation alone"),
+        (["sweep=tpe,random", "head=mean,gru"], "the same for all of its trials"),
+        (["sweep.retries=0,1", "head=mean,gru"], "the same for all of its trials"),
+        (["resume=runs/x", "head=mean,gru"], "sweep.dir=FOLDER"),
+    ],
+)
+def test_mistakes(typed: Typed, words: list[str], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        planned(typed, *words)
+    assert said in str(caught.value)
+
+
+def test_the_command_prints_its_runs_in_order_and_fails_where_a_trial_did(
+    typed: Typed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"paths.runs={tmp_path}/runs", "+do=fine,mistake", "seed=0,1", "sweep.devices=[4,5]"]
+    cfg, given = typed(*words)
+    loader = GlobalHydra.instance().config_loader()
+    launching.launch(cfg, {"name": "stub"}, given, loader)
+    (place,) = (tmp_path / "runs" / "sweeps").iterdir()
+    sweep = SweepFolder.open(place)
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [str(sweep.link("trials", number).resolve()) for number in (0, 1)]
+    assert command._failed_jobs == ["+do=mistake seed=0", "+do=mistake seed=1"]
+    lines = shown.err.splitlines()
+    assert lines[0] == f"sweep: {place}"
+    assert "2 at once: gpu 4, gpu 5" in shown.err
+    assert sum("failed after" in line and line.endswith("x=: expected a number.") for line in lines) == 2
+    assert sum("finished after" in line and "val/accuracy 1.0" in line for line in lines) == 2
+    assert sorted(one["given"][-2:] for one in calls(tmp_path)) == [
+        [f"+do={do}", f"seed={seed}"] for do in ("fine", "mistake") for seed in (0, 1)
+    ]
+    assert {one["device"] for one in calls(tmp_path)} == {"4", "5"}
