@@ -192,6 +192,16 @@ def test_documents(compared: Comparison, content: dict[str, Any]) -> None:
     assert [item["row"] for item in report.content(compared, 1)["documents"]["items"]] == [0]
 
 
+def test_damaged_predictions_are_missing(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.write_predictions("test", [0, 1], [0, 1], [1, 1], [[0.2, 0.8]] * 2, ["a", "b"])
+    assert read_predictions(run, "test") is not None
+    assert read_predictions(run, "validation") is None
+    (run.predictions / "test.parquet").write_bytes(b"PAR1")
+    assert read_predictions(run, "test") is None
+    assert report.content(compare([tmp_path]))["classes"]["missing"] == ["No predictions on test: all."]
+
+
 def test_nothing_to_disagree_on(tmp_path: Path) -> None:
     predict(make_run(tmp_path, 0.9, head="gru"), [0, 1], [0, 1])
     predict(make_run(tmp_path, 0.8, head="mean"), [1, 1], [0, 1])  # row 0 is another document

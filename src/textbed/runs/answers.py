@@ -122,15 +122,16 @@ def read_predictions(folder: RunFolder, split: str) -> Predictions | None:
         )
         classes = json.loads((table.schema.metadata or {})[b"classes"])
         labels, predicted = (_members(table[name], len(classes)) for name in ("label", "predicted"))
-        probabilities = table["probability"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    except (OSError, KeyError, ValueError):  # as in read_answers
+        flat = table["probability"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        probabilities = flat.reshape(-1, len(classes))
+    except (OSError, KeyError, ValueError, IndexError):  # Arrow's errors are of the third kind
         return None
     return Predictions(
         table["row"].to_numpy(),
         classes,
         labels,
         predicted,
-        probabilities.reshape(-1, len(classes)),
+        probabilities,
         _is_list(table["label"]),
     )
 
