@@ -22,7 +22,7 @@ from textbed.sweeps.launch import begin
 from textbed.sweeps.trial import Child, start_plainly
 from textbed.sweeps.worker import Worker, queues
 
-_AT_THE_END: set[str] = set()
+_AT_THE_END = {"refit", "comparison.md", "pictures"}
 """What only the command leaves, not a worker."""
 
 

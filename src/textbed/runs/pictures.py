@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from textbed.runs.embedding_report import TableReport
 
-_TRAIN, _VALIDATION, _INK, _GRID = "#1b6ca8", "#d1495b", "#333333", "#e3e3e3"
-_PALE, _GREY = "#a9cbe3", "#8c8c8c"
+TRAIN, VALIDATION, INK, GRID = "#1b6ca8", "#d1495b", "#333333", "#e3e3e3"
+_PALE, GREY = "#a9cbe3", "#8c8c8c"
 _ANNOTATED_CLASSES = 20
 _NAMED_CLASSES = 60
 _LONGEST_NAME = 24
@@ -78,30 +78,28 @@ def draw_learning_curves(
     shown = data.get(figure) if figure != "val/loss" else None
     if not losses and not shown:
         return False
-    with _drawing(path, (9.0 if losses and shown else 5.2, 3.8)) as picture:
+    with drawing(path, (9.0 if losses and shown else 5.2, 3.8)) as picture:
         axes = picture.subplots(1, 2 if losses and shown else 1, squeeze=False)[0]
         last = max(epoch for values in data.values() for epoch in values)
         if losses:
             for key, name, colour in losses:
                 _line(axes[0], data[key], name, colour)
             _dress(axes[0], "loss", last)
-            axes[0].legend(frameon=False, labelcolor=_INK)
+            axes[0].legend(frameon=False, labelcolor=INK)
         if shown:
             name = figure.split("/", 1)[1].replace("_", " ")
             better = min if "loss" in figure or "error" in figure else max
             best = better(shown, key=lambda epoch: (shown[epoch], -epoch if better is max else epoch))
-            _line(axes[-1], shown, f"validation {name}", _VALIDATION)
-            axes[-1].plot([best], [shown[best]], "o", ms=9, mfc="none", mec=_INK, mew=1.2, zorder=4)
-            axes[-1].set_title(
-                f"best {shown[best]:.4f} in epoch {best}", fontsize=10, color=_INK, loc="right"
-            )
+            _line(axes[-1], shown, f"validation {name}", VALIDATION)
+            axes[-1].plot([best], [shown[best]], "o", ms=9, mfc="none", mec=INK, mew=1.2, zorder=4)
+            axes[-1].set_title(f"best {shown[best]:.4f} in epoch {best}", fontsize=10, color=INK, loc="right")
             _dress(axes[-1], f"validation {name}", last)
         if title:
-            picture.suptitle(title, fontsize=12, color=_INK, x=0.01, ha="left", parse_math=False)
+            picture.suptitle(title, fontsize=12, color=INK, x=0.01, ha="left", parse_math=False)
     return True
 
 
-_LOSSES = (("train/loss", "training", _TRAIN), ("val/loss", "validation", _VALIDATION))
+_LOSSES = (("train/loss", "training", TRAIN), ("val/loss", "validation", VALIDATION))
 
 
 def draw_confusion(counts: Any, classes: Sequence[str], path: Path, title: str | None = None) -> bool:
@@ -127,35 +125,35 @@ def draw_confusion(counts: Any, classes: Sequence[str], path: Path, title: str |
     cell = max(0.42, 0.11 * digits + 0.14) if annotated else 0.19
     margin = 0.085 * max(map(len, names)) if named else 0.3
     side = max(cell * size, 2.4)
-    with _drawing(path, (side + margin + 1.5, side + margin + 1.0)) as picture:
+    with drawing(path, (side + margin + 1.5, side + margin + 1.0)) as picture:
         axes = picture.subplots()
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         if annotated:
             for i, j in np.ndindex(*counts.shape):
                 if counts[i, j]:
-                    ink = "white" if shares[i, j] > 0.55 else _INK
+                    ink = "white" if shares[i, j] > 0.55 else INK
                     axes.text(j, i, f"{int(counts[i, j])}", ha="center", va="center", fontsize=8, color=ink)
         if named:
             small = 9 if annotated else 7
             upright = max(map(len, names)) * 0.085 < side / size  # names that fit above each other's columns
-            axes.set_xticks(range(size), names, rotation=0 if upright else 90, fontsize=small, color=_INK)
-            axes.set_yticks(range(size), names, fontsize=small, color=_INK)
+            axes.set_xticks(range(size), names, rotation=0 if upright else 90, fontsize=small, color=INK)
+            axes.set_yticks(range(size), names, fontsize=small, color=INK)
 
         axes.tick_params(length=0)
-        axes.set_xlabel("predicted", color=_INK)
-        axes.set_ylabel("true", color=_INK)
+        axes.set_xlabel("predicted", color=INK)
+        axes.set_ylabel("true", color=INK)
         axes.set_xticks(np.arange(size - 1) + 0.5, minor=True)
         axes.set_yticks(np.arange(size - 1) + 0.5, minor=True)
         axes.grid(which="minor", color="white", linewidth=0.8 if annotated else 0.4)
         axes.tick_params(which="minor", length=0)
         for spine in axes.spines.values():
-            spine.set_color(_GRID)
+            spine.set_color(GRID)
         bar = picture.colorbar(image, ax=axes, fraction=0.04, pad=0.02, label="share of the true class")
         bar.outline.set_visible(False)
         right = np.trace(counts) / total
         heading = f"{int(total):,} documents, {100 * right:.1f} % on the diagonal"
         axes.set_title(
-            f"{title}\n{heading}" if title else heading, fontsize=10, color=_INK, loc="left", parse_math=False
+            f"{title}\n{heading}" if title else heading, fontsize=10, color=INK, loc="left", parse_math=False
         )
     return True
 
@@ -183,18 +181,18 @@ def draw_table(report: TableReport, path: Path, title: str | None = None) -> Non
     neighbours = projection + (plane + 0.55 if plane else 0)
     tall = neighbours + text + 0.1
 
-    with _drawing(path, (wide, tall), fitted=False) as picture:
+    with drawing(path, (wide, tall), fitted=False) as picture:
 
         def panel(left: float, top: float, width: float, height: float) -> Axes:
             axes = picture.add_axes((left / wide, 1 - (top + height) / tall, width / wide, height / tall))
-            axes.tick_params(colors=_INK, length=0, labelsize=9)
+            axes.tick_params(colors=INK, length=0, labelsize=9)
             for spine in axes.spines.values():
                 spine.set_visible(False)
             return axes
 
         if title:
             picture.text(
-                0.2 / wide, 1 - 0.2 / tall, title, fontsize=12, color=_INK, va="top", parse_math=False
+                0.2 / wide, 1 - 0.2 / tall, title, fontsize=12, color=INK, va="top", parse_math=False
             )
         lacking = content["without_vector"]
         _coverage(panel(1.6, 0.95, 4.6 if lacking else 8.6, cover), content["coverage"])
@@ -212,7 +210,7 @@ _SHOWN_WORDS = 20
 
 
 def _heading(axes: Axes, text: str) -> None:
-    axes.set_title(text, fontsize=10, color=_INK, loc="left", pad=6)
+    axes.set_title(text, fontsize=10, color=INK, loc="left", pad=6)
 
 
 def _coverage(axes: Axes, coverage: Mapping[str, Mapping[str, Any]]) -> None:
@@ -225,42 +223,42 @@ def _coverage(axes: Axes, coverage: Mapping[str, Mapping[str, Any]]) -> None:
             at = 2.4 * place + step
             names.append((at, f"{split}, {'distinct' if of == 'types' else 'all'}"))
             known = covered["known"][f"share_of_{of}"] or 0.0
-            axes.barh(at, 1, height=0.8, color=_GRID)
-            axes.barh(at, known, height=0.8, color=_PALE if vectors else _TRAIN)
+            axes.barh(at, 1, height=0.8, color=GRID)
+            axes.barh(at, known, height=0.8, color=_PALE if vectors else TRAIN)
             if covered["known_but_not_in_training"]["tokens"]:
                 new = covered["known_but_not_in_training"][f"share_of_{of}"] or 0.0
                 # drawn over the rest: it is part of what has a row, and may be part of what has a vector
                 axes.barh(
-                    at, new, left=known - new, height=0.8, color="none", edgecolor=_INK, hatch="////",
+                    at, new, left=known - new, height=0.8, color="none", edgecolor=INK, hatch="////",
                     linewidth=0, zorder=4,
                 )  # fmt: skip
             shares = [known]
             if vectors:
                 shares.insert(0, covered["with_vector"][f"share_of_{of}"] or 0.0)
-                axes.barh(at, shares[0], height=0.8, color=_TRAIN)
+                axes.barh(at, shares[0], height=0.8, color=TRAIN)
             said = " / ".join(f"{100 * value:.1f}" for value in shares)
-            axes.text(1.02, at, f"{said} %", va="center", fontsize=9, color=_INK)
+            axes.text(1.02, at, f"{said} %", va="center", fontsize=9, color=INK)
     axes.set_yticks([at for at, _ in names], [name for _, name in names])
     axes.set_ylim(max(at for at, _ in names) + 0.6, -0.6)
     axes.set_xlim(0, 1)
     axes.set_xticks([])
-    parts = [("has a vector", _TRAIN)] if vectors else []
-    parts += [("a row, no vector", _PALE) if vectors else ("has a row", _TRAIN), ("unknown", _GRID)]
+    parts = [("has a vector", TRAIN)] if vectors else []
+    parts += [("a row, no vector", _PALE) if vectors else ("has a row", TRAIN), ("unknown", GRID)]
     handles: list[Any] = [axes.barh(0, 0, color=colour, label=name) for name, colour in parts]
     if extra:
         handles.append(
-            axes.barh(0, 0, color="none", edgecolor=_INK, hatch="////", label="not in the training text")
+            axes.barh(0, 0, color="none", edgecolor=INK, hatch="////", label="not in the training text")
         )
     axes.legend(
-        handles=handles, frameon=False, labelcolor=_INK, fontsize=9, ncols=len(handles), loc="lower left",
+        handles=handles, frameon=False, labelcolor=INK, fontsize=9, ncols=len(handles), loc="lower left",
         bbox_to_anchor=(0, 1.0), borderaxespad=0.1, handlelength=1.2, columnspacing=1.2,
     )  # fmt: skip
     axes.annotate(  # in the line of the title: the legend below it may reach as far
         "vector / row" if vectors else "row", (1.02, 1), xytext=(0, 24), xycoords="axes fraction",
-        textcoords="offset points", fontsize=9, color=_GREY,
+        textcoords="offset points", fontsize=9, color=GREY,
     )  # fmt: skip
     axes.set_title(
-        "Coverage by split, of distinct tokens and of all", fontsize=10, color=_INK, loc="left", pad=24
+        "Coverage by split, of distinct tokens and of all", fontsize=10, color=INK, loc="left", pad=24
     )
 
 
@@ -268,7 +266,7 @@ def _without_vector(axes: Axes, height: float, lacking: Mapping[str, Any]) -> No
     axes.set_axis_off()
     axes.set_title(
         f"Commonest in training without a vector, of {lacking['types']:,}",
-        fontsize=10, color=_INK, loc="left", pad=24,
+        fontsize=10, color=INK, loc="left", pad=24,
     )  # fmt: skip
     lines = max(int((height + 0.2) / 0.19), 1)
     for place, entry in enumerate(lacking["commonest"][: 2 * lines]):
@@ -280,14 +278,14 @@ def _without_vector(axes: Axes, height: float, lacking: Mapping[str, Any]) -> No
             (0.5 * column + 0.43, "right", f"{entry['count']:,}"),
         ):
             axes.text(
-                x, down, said, transform=axes.transAxes, ha=side, va="top", fontsize=8.5, color=_INK,
+                x, down, said, transform=axes.transAxes, ha=side, va="top", fontsize=8.5, color=INK,
                 parse_math=False,
             )  # fmt: skip
     if not lacking["commonest"]:
         said = "none: every word of the vocabulary has one"
         if rare := lacking["outside_vocabulary"]["types"]:
             said += f";\n{rare:,} that are left out of it have no row"
-        axes.text(0, 1, said, transform=axes.transAxes, va="top", fontsize=9, color=_INK)
+        axes.text(0, 1, said, transform=axes.transAxes, va="top", fontsize=9, color=INK)
 
 
 def _moves(axes: Axes, report: TableReport) -> None:
@@ -307,21 +305,21 @@ def _moves(axes: Axes, report: TableReport) -> None:
     bins = [each for each in report.content["movement"]["by_count"] if each["high"]]
     middle = [math.sqrt(each["low"] * min(each["high"], most)) for each in bins]
     lower, median, upper = np.array([each["distance"] for each in bins], float).reshape(-1, 3).T
-    axes.fill_between(middle, lower, upper, color=_TRAIN, alpha=0.25, lw=0, label="middle half")
-    axes.plot(middle, median, marker="o", ms=4, lw=1.8, color=_TRAIN, label="median")
+    axes.fill_between(middle, lower, upper, color=TRAIN, alpha=0.25, lw=0, label="middle half")
+    axes.plot(middle, median, marker="o", ms=4, lw=1.8, color=TRAIN, label="median")
     if (counts == 0).any():  # apart: between 0 and 1 there is nothing
         lower, median, upper = report.content["movement"]["by_count"][0]["distance"]
-        axes.plot([0.5, 0.5], [lower, upper], color=_TRAIN, alpha=0.25, lw=5, solid_capstyle="butt")
-        axes.plot([0.5], [median], "o", ms=4, color=_TRAIN)
+        axes.plot([0.5, 0.5], [lower, upper], color=TRAIN, alpha=0.25, lw=5, solid_capstyle="butt")
+        axes.plot([0.5], [median], "o", ms=4, color=TRAIN)
     axes.set_xscale("log")
     _ticks(axes, counts)
     top = float(np.quantile(distance, 0.999)) or float(distance.max())
     axes.set_ylim(-0.03 * top, 1.08 * top)  # a few rows far away would press the others together
-    axes.set_xlabel("occurrences in the training text", color=_INK)
-    axes.set_ylabel("distance (L2)", color=_INK)
-    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_xlabel("occurrences in the training text", color=INK)
+    axes.set_ylabel("distance (L2)", color=INK)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, labelcolor=_INK, fontsize=9, loc="best")
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="best")
 
 
 def _ticks(axes: Axes, counts: np.ndarray) -> None:
@@ -348,20 +346,20 @@ def _lengths(axes: Axes, report: TableReport) -> None:
     low, high = np.quantile(both, (0.001, 0.999))
     room = max(0.02 * (high - low), 1e-3 * max(high, 1e-12))
     edges = np.linspace(max(low - room, 0), high + room, 49)
-    drawn = [(after, "before and after alike" if same else "after", _TRAIN)]
+    drawn = [(after, "before and after alike" if same else "after", TRAIN)]
     if not same:
-        drawn.insert(0, (before, "before", _GREY))
+        drawn.insert(0, (before, "before", GREY))
     for values, name, colour in drawn:
         heights = np.histogram(values, edges)[0]
         axes.stairs(heights, edges, fill=True, color=colour, alpha=0.35)
         axes.stairs(heights, edges, color=colour, lw=1.4, label=name)
     axes.set_ylim(0, None)
     axes.margins(y=0.25)
-    axes.set_xlabel("length", color=_INK)
-    axes.set_ylabel("rows", color=_INK)
-    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_xlabel("length", color=INK)
+    axes.set_ylabel("rows", color=INK)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, labelcolor=_INK, fontsize=9, loc="best")
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="best")
 
 
 def _plane(axes: Axes, projection: Mapping[str, Any]) -> None:
@@ -382,10 +380,10 @@ def _plane(axes: Axes, projection: Mapping[str, Any]) -> None:
     order = np.arange(len(words))
     if moved:
         axes.add_collection(
-            LineCollection(list(np.stack([before, after], axis=1)), colors=_GRID, lw=0.8, zorder=1)
+            LineCollection(list(np.stack([before, after], axis=1)), colors=GRID, lw=0.8, zorder=1)
         )
         order = np.argsort(-np.linalg.norm(after - before, axis=1), kind="stable")
-    axes.plot(after[:, 0], after[:, 1], "o", ms=3.2, color=_TRAIN, mew=0, zorder=3)
+    axes.plot(after[:, 0], after[:, 1], "o", ms=3.2, color=TRAIN, mew=0, zorder=3)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.margins(0.04)
@@ -412,7 +410,7 @@ def _plane(axes: Axes, projection: Mapping[str, Any]) -> None:
             labels += 1
             axes.annotate(
                 name, at, xytext=(4 if left > x else -4, 0), textcoords="offset points", fontsize=7.5,
-                color=_INK, ha="left" if left > x else "right", va="center", zorder=4, parse_math=False,
+                color=INK, ha="left" if left > x else "right", va="center", zorder=4, parse_math=False,
             )  # fmt: skip
             break
         if labels == _MOST_LABELS:
@@ -425,7 +423,7 @@ def _beside(axes: Axes, height: float, beside: Sequence[Mapping[str, Any]]) -> N
     axes.set_xlim(0, 1)
     axes.set_ylim(height, 0)  # in inches from above
 
-    def write(x: float, y: float, text: str, colour: str = _INK, size: float = 8.5) -> None:
+    def write(x: float, y: float, text: str, colour: str = INK, size: float = 8.5) -> None:
         axes.text(x, y, text, fontsize=size, color=colour, va="top", linespacing=1.25, parse_math=False)
 
     measure, whole = _ruler(axes, 8.5), axes.get_window_extent().width
@@ -437,12 +435,12 @@ def _beside(axes: Axes, height: float, beside: Sequence[Mapping[str, Any]]) -> N
     write(0, 0.1, "Nearest by cosine", size=10)
     columns = [(0.19, 0.4, "before"), (0.6, 0.4, "after")] if moved else [(0.19, 0.8, "after")]
     for x, _, when in columns:
-        write(x, 0.12, f"{when} training" if moved else "the same before and after training", _GREY, 9)
+        write(x, 0.12, f"{when} training" if moved else "the same before and after training", GREY, 9)
     for line, word in enumerate(beside):
         y = 0.42 + 0.36 * line
-        write(0, y, _cut(word["word"], 20), _TRAIN)
+        write(0, y, _cut(word["word"], 20), TRAIN)
         said = f"{word['count']:,} times" + (f", moved {word['distance']:.2g}" if word["distance"] else "")
-        write(0, y + 0.15, said, _GREY, 7)
+        write(0, y + 0.15, said, GREY, 7)
         for x, width, when in columns:
             names = [_cut(one["word"], 18) for one in word[when]]
             write(x, y, _two_lines(names, functools.partial(fits, width=width)))
@@ -474,11 +472,11 @@ def _ruler(axes: Axes, size: float) -> Callable[[str], float]:
 def _say(axes: Axes, text: str) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=10, color=_GREY)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=10, color=GREY)
 
 
 @contextlib.contextmanager
-def _drawing(path: Path, inches: tuple[float, float], fitted: bool = True) -> Iterator[Figure]:
+def drawing(path: Path, inches: tuple[float, float], fitted: bool = True) -> Iterator[Figure]:
     """Give a figure; when the block ends, it is written to ``path`` in one step.
 
     ``fitted`` looks for room for all that is written beside the axes, which takes a drawing of its own.
@@ -515,14 +513,14 @@ def _line(axes: Axes, values: Mapping[int, float], name: str, colour: str) -> No
 def _dress(axes: Axes, label: str, last: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_xlabel("epoch", color=_INK)
-    axes.set_ylabel(label, color=_INK)
+    axes.set_xlabel("epoch", color=INK)
+    axes.set_ylabel(label, color=INK)
     room = max(0.5, 0.03 * last)
     axes.set_xlim(1 - room, last + room)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
-    axes.grid(color=_GRID, linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, length=0)
+    axes.tick_params(colors=INK, length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color("#999999")

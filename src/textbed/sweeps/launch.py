@@ -14,12 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from textbed import command, config
 from textbed.errors import UserError
+from textbed.runs import comparison_tables
 from textbed.sweeps import space
 from textbed.sweeps.devices import shown, slots
 from textbed.sweeps.folder import Plan, SweepFolder
 from textbed.sweeps.queue import FINISHED, PRUNED, Queue
+from textbed.sweeps.report import make_report
 from textbed.sweeps.show import Screen
-from textbed.sweeps.worker import Worker, queues, trial_overrides
+from textbed.sweeps.worker import Worker, stages, trial_overrides
 
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
@@ -50,16 +52,29 @@ def launch(cfg: DictConfig, params: Mapping[str, Any], typed: list[str], loader:
     plan = plan_of(cfg, params, typed, loader)
     place = plan.settings["dir"] or _new_place(cfg)
     folder = SweepFolder.create(Path(place), plan)
+    begin(folder)
+    work(folder, f"go on with the same command and sweep.dir={folder.path}")
+    report = make_report(folder)
+    comparison_tables.show(report.tables, report.lines, sys.stderr)
+    finish(folder)
+
+
+def work(folder: SweepFolder, how_to_go_on: str, at_once: int | None = None) -> None:
+    """Work on a sweep with the devices of this machine until it is over, and tell of it on stderr.
+
+    Raises:
+        KeyboardInterrupt: it was stopped; all trials have ended.
+    """
+    plan = folder.plan
+    settings = {**plan.settings, "at_once": at_once or plan.settings["at_once"]}
+    places = slots(settings, plan.accelerator, plan.threads)
     with Screen(folder) as screen:
-        begin(folder)
-        places = slots(plan.settings, plan.accelerator, plan.threads)
         screen.said(shown(places))
         try:
             Worker(folder, places, screen).run()
         except KeyboardInterrupt:
-            screen.said(f"go on with the same command and sweep.dir={folder.path}")
+            screen.said(how_to_go_on)
             raise
-    finish(folder)
 
 
 def begin(folder: SweepFolder) -> None:
@@ -73,7 +88,7 @@ def begin(folder: SweepFolder) -> None:
 
 def finish(folder: SweepFolder) -> None:
     """Print what the sweep left, and have the command fail where a trial did."""
-    for queue in queues(folder):
+    for queue in stages(folder):
         for row in queue.rows():
             link = folder.link(queue.name, row.number)
             if row.status == FINISHED and row.same_as is None:

@@ -12,10 +12,12 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from textbed.runs.comparison import is_lower_better
 from textbed.runs.folder import now
+from textbed.runs.registry import REPEATS
 from textbed.sweeps.folder import Presence, SweepFolder
 from textbed.sweeps.space import Space, overrides, points, size, suggest
 
@@ -71,6 +73,20 @@ class Row:
     seconds: float | None
     same_as: int | None = None
     """The trial with the same point whose end this one was given, without being run."""
+
+    @property
+    def name(self) -> str:
+        return " ".join(overrides(self.point)) or "as it is"
+
+
+@dataclass(frozen=True)
+class Best:
+    """What won, or wins so far."""
+
+    point: dict[str, str]
+    """Without seed and fold."""
+    value: float
+    runs: int
 
     @property
     def name(self) -> str:
@@ -315,11 +331,16 @@ class Queue:
             return None if math.isinf(limit) else max(int(limit) - ended, 0)
         return int(min(len(rows), limit)) - ended
 
-    def best(self) -> Row | None:
-        """The finished trial with the best first objective."""
-        rows = [row for row in self.rows() if row.values]
-        lower = is_lower_better(self.folder.plan.objectives[0])
-        return min(rows, key=lambda row: row.values[0] * (1 if lower else -1), default=None)
+    def best(self) -> Best | None:
+        """The point with the best first objective, the mean over seeds and folds where there are several."""
+        groups: dict[tuple[tuple[str, str], ...], list[float]] = {}
+        for row in self.rows():
+            if row.values and row.same_as is None:
+                point = tuple(one for one in row.point.items() if one[0] not in REPEATS)
+                groups.setdefault(point, []).append(row.values[0])
+        found = [Best(dict(point), fmean(values), len(values)) for point, values in groups.items()]
+        sign = 1 if is_lower_better(self.folder.plan.objectives[0]) else -1
+        return min(found, key=lambda one: sign * one.value, default=None)
 
 
 def _sampler(settings: Mapping[str, Any], number: int) -> optuna.samplers.BaseSampler:

@@ -110,7 +110,7 @@ class Screen:
             parts.append(f"{left} to go")
         best = queue.best()
         if best is not None:
-            parts.append(f"best {shown(best.values[0])} ({best.name})")
+            parts.append(f"best {shown(best.value)} ({best.name})")
         parts.append(f"{duration(time.monotonic() - self._began)} so far")
         took = [row.seconds for row in rows if row.seconds and row.status in (FINISHED, PRUNED)]
         if left and took:
@@ -127,6 +127,8 @@ def trials_table(
 ) -> Table:
     """Trials as a table: those that have ended, then those at work."""
     table = text_table(None, "trial", "", "device", *objectives, "status", "time")
+    for column in table.columns[1:3]:
+        column.justify = "left"
     for row in (*ended, *running):
         values: list[Any] = [shown(value) for value in row.values] or ["–"] * len(objectives)
         took = row.seconds if row.status != "running" else seconds.get(row.number)

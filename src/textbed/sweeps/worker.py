@@ -17,7 +17,7 @@ from textbed.runs.folder import RunFolder
 from textbed.sweeps.devices import Slot
 from textbed.sweeps.folder import Plan, Presence, SweepFolder
 from textbed.sweeps.queue import FINISHED, PRUNED, Ending, Job, Queue
-from textbed.sweeps.space import Dimension
+from textbed.sweeps.space import Dimension, overrides
 from textbed.sweeps.trial import Starter, Trial, start_plainly
 
 _LOOK_SECONDS = 0.02
@@ -166,6 +166,12 @@ def queues(folder: SweepFolder) -> Iterator[Queue]:
         yield refitted
 
 
+def stages(folder: SweepFolder) -> list[Queue]:
+    """Those of the queues that there are, to look at: nothing is put in."""
+    names = [study.study_name for study in folder.storage.get_all_studies()]
+    return [Queue(folder, name, (), ()) for name in ("trials", "refit") if name in names]
+
+
 def trial_overrides(plan: Plan) -> list[str]:
     """What all trials have; those of a search do not see the test set."""
     return [*plan.fixed, *(["test=false"] if plan.search else [])]
@@ -176,13 +182,12 @@ def refit(folder: SweepFolder, trials: Queue) -> Queue | None:
     plan, best = folder.plan, trials.best()
     if not plan.settings["refit"] or best is None:
         return None
-    varied = next((one for one in plan.space if one.key == "seed"), None)
     seen = {plan.seed} | {int(row.point["seed"]) for row in trials.rows() if "seed" in row.point}
-    fresh = [str(seed) for seed in range(10**6) if seed not in seen][: plan.settings["refit"]]
-    point = {key: value for key, value in best.point.items() if key != "seed"}
-    fixed = [one for one in plan.fixed if varied is not None or one.partition("=")[0] != "seed"]
-    settled = [*fixed, *(f"{key}={value}" for key, value in point.items())]
-    queue = Queue(folder, "refit", settled, (Dimension("seed", tuple(fresh)),))
+    fresh = [str(seed) for seed in range(len(seen) + plan.settings["refit"]) if seed not in seen]
+    fixed = [one for one in plan.fixed if one.partition("=")[0] != "seed"]
+    folds = [one for one in plan.space if one.key == "data.fold"]
+    seeds = Dimension("seed", tuple(fresh[: plan.settings["refit"]]))
+    queue = Queue(folder, "refit", [*fixed, *overrides(best.point)], (*folds, seeds))
     queue.fill()
     return queue
 

@@ -1,0 +1,185 @@
+"""What came of a sweep: its best trials, what the groups gave, who won, and how to train the winner again.
+
+Written to the sweep's folder (comparison.md, pictures/) and shown on a terminal. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from textbed.errors import UserError
+from textbed.runs import comparison_tables, registry
+from textbed.runs.comparison import compare, is_lower_better
+from textbed.runs.comparison_tables import Table
+from textbed.runs.folder import write_text
+from textbed.runs.registry import shown
+from textbed.sweeps import pictures
+from textbed.sweeps.folder import Plan, SweepFolder
+from textbed.sweeps.queue import FINISHED, PRUNED, Queue, Row
+from textbed.sweeps.space import overrides
+from textbed.sweeps.worker import stages
+
+_MOST_ROWS = 10
+_MOST_GROUPS = 40
+"""With more, a comparison would test hundreds of pairs, and say nothing."""
+TESTED = "test/accuracy"
+
+
+@dataclass
+class Report:
+    """What there is to say."""
+
+    tables: list[Table] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+    def markdown(self) -> str:
+        return comparison_tables.markdown(self.tables, self.lines) + "\n"
+
+
+def make_report(folder: SweepFolder) -> Report:
+    """Look at all trials, write comparison.md and the pictures, and say what is in them.
+
+    It may be made at any time, of a sweep that goes on too.
+    """
+    report, plan = Report(), folder.plan
+    there = stages(folder)
+    if not there:
+        raise UserError(f"{folder.path}: this sweep has not begun.")
+    trials = there[0]
+    rows = trials.rows()
+    report.tables.append(_best(plan, rows))
+    report.tables += _failures(rows)
+    if plan.search:
+        _add_comparison(report, folder, there[1:], "the winner over fresh seeds")
+    else:
+        _add_comparison(report, folder, there, "")
+    report.lines += _lines(folder, there)
+    title = f"{plan.name}: {plan.objectives[0]}"
+    drawn = [
+        pictures.draw_importances(
+            pictures.importances(trials.study), folder.pictures / "importances.png", f"{title}, importances"
+        ),
+        pictures.draw_slices(
+            plan.space, rows, plan.objectives[0], folder.pictures / "slices.png", f"{title} by value"
+        ),
+    ]
+    if any(drawn):
+        report.lines.append(f"pictures: {folder.pictures}")
+    write_text(folder.comparison_file, report.markdown())
+    return report
+
+
+def _best(plan: Plan, rows: Sequence[Row]) -> Table:
+    """The best trials; of several objectives first those that no other is better than in all."""
+    done = [row for row in rows if row.values and row.same_as is None]
+    lower = [is_lower_better(name) for name in plan.objectives]
+    signs = [1 if one else -1 for one in lower]
+
+    def order(row: Row) -> tuple[bool, float]:
+        return not _is_front(row, done, signs), signs[0] * row.values[0]
+
+    best = sorted(done, key=order)[:_MOST_ROWS]
+    several = len(plan.objectives) > 1
+    header = ["trial", "", *plan.objectives, *(["front"] if several else [])]
+    lines = [
+        [
+            str(row.number),
+            row.name,
+            *map(shown, row.values),
+            *(["yes" if _is_front(row, done, signs) else ""] if several else []),
+        ]
+        for row in best
+    ]
+    what = (
+        f"the best {len(best)} of {len(done)} trials" if len(best) < len(done) else "trials, the best first"
+    )
+    return Table(what, header, lines, names=2)
+
+
+def _is_front(row: Row, rows: Sequence[Row], signs: Sequence[int]) -> bool:
+    """Whether no other trial is at least as good in all objectives, and better in one."""
+
+    def costs(one: Row) -> list[float]:
+        return [sign * value for sign, value in zip(signs, one.values, strict=True)]
+
+    mine = costs(row)
+    return not any(
+        other != mine and all(a <= b for a, b in zip(other, mine, strict=True)) for other in map(costs, rows)
+    )
+
+
+def _failures(rows: Sequence[Row]) -> list[Table]:
+    failed = [row for row in rows if row.status not in (FINISHED, PRUNED, "running", "waiting")]
+    if not failed:
+        return []
+    lines = [[str(row.number), row.name, row.status, row.error or ""] for row in failed[:_MOST_ROWS]]
+    more = f", the first {_MOST_ROWS}" if len(failed) > _MOST_ROWS else ""
+    return [Table(f"{len(failed)} failed{more}", ["trial", "", "what", "why"], lines, names=4)]
+
+
+def _add_comparison(report: Report, folder: SweepFolder, there: Sequence[Queue], title: str) -> None:
+    done = [(stage, row) for stage in there for row in stage.rows() if row.status == FINISHED]
+    links = [folder.link(stage.name, row.number) for stage, row in done if row.same_as is None]
+    links = [link for link in links if link.exists()]
+    if len(links) < 2:
+        return
+    plan = folder.plan
+    groups = {tuple(one for one in row.point.items() if one[0] not in registry.REPEATS) for _, row in done}
+    if len(groups) > _MOST_GROUPS:
+        report.lines.append(f"{len(groups)} groups are too many to compare; see scripts/compare.py --by")
+        return
+    runs = registry.find(links).runs
+    tested = bool(runs) and all(TESTED in run.metrics for run in runs)
+    try:
+        found = compare(links, None, [TESTED if tested else plan.objectives[0]])
+    except UserError as error:
+        report.lines.append(f"no comparison: {error}")
+        return
+    tables = comparison_tables.tables(found)
+    if title:
+        tables[0] = dataclasses.replace(tables[0], title=f"{title}: {tables[0].title}")
+    report.tables += tables
+    report.lines += comparison_tables.lines(found)
+
+
+def _lines(folder: SweepFolder, there: Sequence[Queue]) -> list[str]:
+    plan, rows = folder.plan, there[0].rows()
+    counts = Counter(row.status for row in rows)
+    lines = [f"{len(rows)} trials: " + ", ".join(f"{count} {what}" for what, count in counts.items())]
+    best = there[0].best()
+    if best is None:
+        return lines
+    over = f", the mean over {best.runs} runs" if best.runs > 1 else ""
+    lines.append(f"best: {best.name}: {plan.objectives[0]} {shown(best.value)}{over}")
+    if len(there) > 1:
+        lines += _tested(folder, there[1])
+    lines.append(f"train it again: {command_of(folder, best.point)}")
+    return lines
+
+
+def _tested(folder: SweepFolder, refitted: Queue) -> list[str]:
+    values = []
+    for row in refitted.rows():
+        if row.status == FINISHED:
+            value = registry.read(folder.link(refitted.name, row.number).resolve()).metrics.get(TESTED)
+            values += [value] if isinstance(value, int | float) else []
+    if not values:
+        return []
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return [f"tested over {len(values)} fresh seeds: {TESTED} {statistics.fmean(values):.4f}{spread}"]
+
+
+def command_of(folder: SweepFolder, point: dict[str, str]) -> str:
+    """A trial's plain command line, without device, and with the test that a search leaves out."""
+    plan = folder.plan
+    script = plan.program[1:]
+    if script and Path(script[0]).is_relative_to(plan.cwd):
+        script = [os.path.relpath(script[0], plan.cwd), *script[1:]]
+    return shlex.join(["python", *script, *plan.fixed, *overrides(point)])
