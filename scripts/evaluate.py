@@ -18,6 +18,8 @@ from pathlib import Path
 
 
 def main() -> int:
+    from textbed.command import add_import, import_own, one_line_errors
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -25,10 +27,11 @@ def main() -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="split=..., and keys of data, trainer and threads"
     )
+    add_import(parser)
     arguments = parser.parse_args()
-    from textbed.command import one_line_errors
 
     with one_line_errors():
+        import_own(arguments.modules)
         from textbed.runs.evaluation import evaluate
         from textbed.runs.summary import show_result
 

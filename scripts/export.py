@@ -18,6 +18,8 @@ from pathlib import Path
 
 
 def main() -> int:
+    from textbed.command import add_import, import_own, one_line_errors
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -26,10 +28,11 @@ def main() -> int:
         "--to", required=True, choices=("folder", "hub", "onnx", "torch.export"), help="what to write"
     )
     parser.add_argument("out", metavar="DIR", type=Path, help="folder to write it into")
+    add_import(parser)
     arguments = parser.parse_args()
-    from textbed.command import one_line_errors
 
     with one_line_errors():
+        import_own(arguments.modules)
         from textbed.runs.export import export
 
         print("\n".join(export(arguments.run, arguments.to, arguments.out)))

@@ -17,6 +17,8 @@ from pathlib import Path
 
 
 def parse(given: list[str] | None = None) -> argparse.Namespace:
+    from textbed.command import add_import
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,6 +41,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (cpu)")
     parser.add_argument("--threads", type=int, help="CPU threads; torch's choice by default")
+    add_import(parser)
     arguments = parser.parse_args(given)
     if bool(arguments.texts) == bool(arguments.file):
         parser.error("give texts, or a file of them with --file")
@@ -49,9 +52,10 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse()
-    from textbed.command import one_line_errors
+    from textbed.command import import_own, one_line_errors
 
     with one_line_errors():
+        import_own(arguments.modules)
         from textbed.runs.model import load
         from textbed.runs.prediction import Wanted, predict_file, predict_texts
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import os
 import re
 import sys
@@ -175,6 +177,40 @@ def _check_vectors(config: DictConfig, swept: dict[str, list[Any]]) -> None:
             f"embedding.vectors: this sweep is over pretrained vectors (embedding={','.join(needy)}), and no "
             "file of them is given; give embedding.vectors=FILE, or embedding=random for what needs none."
         )
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """Give a script the option ``--import``; :func:`import_own` does what it says."""
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import this module first, which defines a front end or head of your own; may be repeated",
+    )
+
+
+def import_own(modules: Iterable[str]) -> None:
+    """Import modules that hold parts of a model, from the current folder too.
+
+    A run folder names its parts, but names alone import nothing: the folder may be a stranger's, and what is
+    imported runs. The current folder comes last on the path, so that no file in it takes a package's place.
+
+    Raises:
+        UserError: there is no such module.
+    """
+    for name in modules:
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # of something that the module itself imports
+            raise UserError(
+                f"--import {name}: there is no such module, neither installed nor in {here}"
+            ) from None
 
 
 def task_overrides(without: str | None = None) -> list[str]:

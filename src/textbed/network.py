@@ -194,7 +194,7 @@ def construct(node: Mapping[str, Any], kind: type[Part], **supplied: Any) -> Par
     if not (is_ours(target) or module in sys.modules):
         raise UserError(
             f"{target}: the model has a part of this class, and what a folder names is not imported unasked: "
-            f"if you trust it, import that module first (import {module})"
+            f"if you trust it, import that module first (import {module}, or --import {module} for a script)"
         )
     try:
         made = getattr(importlib.import_module(module), name)
