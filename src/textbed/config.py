@@ -130,6 +130,8 @@ def check(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -> DictConfi
         values[group] = _check_named(group, values.get(group))
     _check_name(values["name"])
     _check_data(values["data"])
+    if values["cross_validate"]:
+        _check_folds(values["data"])
     values["embedding"] = _check_embedding(values["embedding"], chosen.get("embedding"))
     values["head"] = _check_head(values["head"])
     _check_gradient(values)
@@ -429,6 +431,15 @@ def _check_data(data: dict[str, Any]) -> None:
         )
     if data["folds"] is None and data["fold"] != 0:
         raise wrong("data.fold", data["fold"], "there are no folds; give data.folds=NUMBER as well.")
+
+
+def _check_folds(data: dict[str, Any]) -> None:
+    if data["folds"] is None:
+        raise wrong(
+            "cross_validate", True, "there are no folds; give data.folds=NUMBER, or a data set that has some."
+        )
+    if data["fold"] != 0:
+        raise wrong("data.fold", data["fold"], "cross_validate=true runs all folds; give only one of them.")
 
 
 def _paths(path: Any) -> Iterator[tuple[str, str]]:

@@ -513,6 +513,8 @@ class TrainConfig:
     """Whether the model is compiled: the first step takes up to minutes, later ones may be faster."""
     test: bool = key(True)
     """Whether the best checkpoint is tested at the end; a search switches it off."""
+    cross_validate: bool = key(False)
+    """Whether all `data.folds` folds are run, as one run with the means of their figures."""
     data: DataConfig = field(default_factory=DataConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     report: ReportConfig = field(default_factory=ReportConfig)

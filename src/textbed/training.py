@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import itertools
 import logging
@@ -41,6 +42,7 @@ from textbed.pooled import can_be_reused, mebibytes
 from textbed.runs import embedding_report, pictures
 from textbed.runs.embedding_report import TableReport
 from textbed.runs.folder import RunFolder, is_rank_zero, peak_memory, say, write_json, write_text
+from textbed.runs.folds import SPREAD, gather
 from textbed.runs.lines import read_metrics
 from textbed.runs.loggers import (
     finish_loggers,
@@ -58,6 +60,8 @@ RESUME_MAY_CHANGE = (
     "trainer.", "callbacks.", "report.", "data.mirror", "data.path", "data.workers", "classifier.reuse_mib",
     "threads", "test",
 )  # fmt: skip
+# What alters no figure: of several folds some may have ended already.
+FOLDS_MAY_CHANGE = ("data.mirror", "data.path", "data.workers", "classifier.reuse_mib", "threads")
 
 
 def train(
@@ -85,7 +89,10 @@ def train(
             if group in cfg or group in GLOBAL_GROUPS
         }
         folder.start(OmegaConf.to_yaml(cfg), overrides, cfg.seed, cfg.threads, choices=taken)
-        _run(cfg, folder)
+        if cfg.cross_validate:
+            _run_folds(cfg, folder, overrides, taken)
+        else:
+            _run(cfg, folder)
     return folder.path if is_rank_zero() else None
 
 
@@ -103,18 +110,32 @@ def resume(path: str, overrides: Sequence[str]) -> Path | None:
         UserError: there is no such run, it is finished or still going on, or its checkpoint is damaged.
     """
     folder = RunFolder.open(path)
+    if folder.whole is not None:
+        raise UserError(f"{path}: this is a fold; go on with its run: resume={folder.whole}")
     cfg = OmegaConf.load(folder.config_file)
     assert isinstance(cfg, DictConfig)
+    may_change = FOLDS_MAY_CHANGE if cfg.get("cross_validate") else RESUME_MAY_CHANGE
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        if not override.key_or_group.startswith(RESUME_MAY_CHANGE):
+        if not override.key_or_group.startswith(may_change):
             raise UserError(
                 f"{override.input_line}: a resumed run keeps its configuration; of it, only what begins with "
-                f"{', '.join(RESUME_MAY_CHANGE)} may change. For anything else start a new run."
+                f"{', '.join(may_change)} may change. For anything else start a new run."
             )
         OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=True)
     cfg = config.check(cfg)
-    if folder.info().get("status") == "finished" and not overrides:
-        raise UserError(f"{path}: this run is finished; to train on, give trainer.max_epochs=NUMBER as well.")
+    if folder.info().get("status") == "finished" and (cfg.cross_validate or not overrides):
+        train_on = "" if cfg.cross_validate else "; to train on, give trainer.max_epochs=NUMBER as well"
+        raise UserError(f"{path}: this run is finished{train_on}.")
+    if cfg.cross_validate:
+        folder.resume(overrides)
+        with _recording(folder, new=False):
+            _run_folds(cfg, folder, folder.overrides(), folder.info().get("choices") or {}, changed=overrides)
+    else:
+        _go_on(cfg, folder, overrides)
+    return folder.path if is_rank_zero() else None
+
+
+def _go_on(cfg: DictConfig, folder: RunFolder, overrides: Sequence[str]) -> None:
     checkpoint = folder.checkpoint_to_resume()
     if checkpoint and _is_between_steps(checkpoint, cfg.trainer.get("accumulate_grad_batches", 1)):
         say(f"{checkpoint.name} was written between two optimizer steps: the run starts anew")
@@ -122,7 +143,57 @@ def resume(path: str, overrides: Sequence[str]) -> Path | None:
     folder.resume(overrides)
     with _recording(folder, new=False):
         _run(cfg, folder, checkpoint, resumed=True)
-    return folder.path if is_rank_zero() else None
+
+
+def _run_folds(
+    cfg: DictConfig,
+    folder: RunFolder,
+    overrides: Sequence[str],
+    choices: Mapping[str, Any],
+    changed: Sequence[str] = (),
+) -> None:
+    """Every fold as a run in a folder of its own, those that have ended aside, and then what all gave.
+
+    Args:
+        overrides: what was typed when the run began.
+        changed: what was typed to change it now.
+    """
+    typed = [one for one in overrides if one.lstrip("+~").partition("=")[0] != "cross_validate"]
+    for number in range(cfg.data.folds):
+        own = copy.deepcopy(cfg)
+        own.cross_validate, own.data.fold = False, number
+        fold = folder.fold(number)
+        try:
+            if _is_begun(fold):
+                if fold.info()["status"] != "finished":
+                    say(f"fold {number} of {cfg.data.folds} (counted from 0), gone on with")
+                    _go_on(own, fold, changed)
+                continue
+            say(f"fold {number} of {cfg.data.folds} (counted from 0)")
+            fold = folder.create_fold(number)
+            with _recording(fold, new=True):
+                text = OmegaConf.to_yaml(own)
+                fold.start(text, [*typed, f"data.fold={number}"], cfg.seed, cfg.threads, choices=choices)
+                _run(own, fold)
+        except UserError as error:
+            raise UserError(f"fold {number}: {error}") from error
+        except Exception as error:
+            error.add_note(f"fold {number}")
+            raise
+    figures = gather(folder, cfg.data.folds)
+    if is_rank_zero():
+        spread = [
+            f"{name.removeprefix(SPREAD)} {figures[name.removeprefix(SPREAD)]:.4f} ± {figures[name]:.4f}"
+            for name in (f"{SPREAD}test/accuracy", f"{SPREAD}val/accuracy")
+            if name in figures
+        ]
+        lines = [f"means over {cfg.data.folds} folds, standard deviation behind ±: {', '.join(spread)}"]
+        show_result(figures, folder.path, notes=lines if spread else [])
+
+
+def _is_begun(fold: RunFolder) -> bool:
+    """Whether a fold's folder says what it is: a process killed at once may leave less."""
+    return fold.info_file.is_file() and fold.config_file.is_file() and fold.overrides_file.is_file()
 
 
 @contextlib.contextmanager
@@ -134,7 +205,8 @@ def _recording(folder: RunFolder, new: bool) -> Any:
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning turns Ctrl-C and SIGTERM into an exit of its own.
         folder.finish("interrupted")
-        say(f"interrupted; go on with: python train.py resume={folder.path}")
+        if folder.whole is None:
+            say(f"interrupted; go on with: python train.py resume={folder.path}")
         raise KeyboardInterrupt from error
     except BaseException as error:
         mistake = command.explain(error)
@@ -222,6 +294,11 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
             default_root_dir=str(folder.path),
             plugins=[AtomicCheckpointIO()],
         )
+        if folder.whole is not None and trainer.world_size > 1:
+            raise UserError(
+                "cross_validate=true: folds follow one another in one process; give trainer.devices=1, or "
+                "run each fold by itself: data.fold=NUMBER"
+            )
         data.trainer = trainer  # which knows how many processes share the documents
         reused = _reuse_pooled(cfg, data, model, trainer)
         folder.update(device=_device(trainer))

@@ -176,7 +176,9 @@ def compare(
     """
     found = paths if isinstance(paths, registry.Found) else registry.find(paths)
     everything = registry.whole(found)
-    notes = [f"left out: {line}" for line in found.left_out]
+    broken: list[str] = []
+    everything = registry.with_folds(everything, broken)
+    notes = [f"left out: {line}" for line in (*found.left_out, *broken)]
     # groups are named by values, and a run of before a key came goes with those that have its default
     runs = [
         dataclasses.replace(run, config=registry.completed(run.config))

@@ -56,6 +56,7 @@ def evaluate(
         UserError: no such run, data that is not what it was, a class the model does not know.
     """
     folder = RunFolder.open(path)
+    folder.check_one_model()
     if split is not None and split not in SPLITS:
         raise UserError(f"split={split}: expected one of {', '.join(SPLITS)}")
     cfg, own = _configuration(folder, overrides)

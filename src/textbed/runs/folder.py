@@ -14,6 +14,8 @@ log.txt                    what was said
 model.yaml                 what the model is made of, apart from its weights and vocabulary
 tokenizer/                 the tokenizer with its vocabulary
 checkpoints/               best.ckpt (by validation) and last.ckpt (to go on from)
+folds/                     of a run with cross_validate=true: a run folder for each fold, 0, 1, ...; then only
+                           configuration, figures, log and predictions/test.parquet lie beside it
 predictions/               validation.parquet and test.parquet, one row for each document
 evaluations/               figures of the model on other data or splits, where asked for later
 embedding.json             what the table covers, and how training moved its rows
@@ -318,10 +320,22 @@ class RunFolder:
         if os.environ.get(LINK):
             with replacing(Path(os.environ[LINK])) as temporary:
                 temporary.symlink_to(folder.path, target_is_directory=True)
-        folder._take_lock()
-        started = {"status": "running", "phase": "setup", "started": now(), "pid": os.getpid()}
-        write_json(folder.info_file, {"format": FORMAT, **started})
+        folder._begin()
         return folder
+
+    def create_fold(self, number: int) -> RunFolder:
+        """Make the folder of a fold and mark it as running; what lay there is removed."""
+        fold = self.fold(number)
+        with writing(fold.path):
+            shutil.rmtree(fold.path, ignore_errors=True)
+            fold.path.mkdir(parents=True)
+        fold._begin()
+        return fold
+
+    def _begin(self) -> None:
+        self._take_lock()
+        started = {"status": "running", "phase": "setup", "started": now(), "pid": os.getpid()}
+        write_json(self.info_file, {"format": FORMAT, **started})
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:
@@ -350,12 +364,31 @@ class RunFolder:
 
     @property
     def id(self) -> str:
-        """The folder's own name, unique within the run's name: also the id that loggers get."""
-        return self.path.name
+        """The folder's own name, unique within the run's name: also the id that loggers get. A fold has its
+        run's, and its number."""
+        return self.path.name if self.whole is None else f"{self.whole.id}-{self.path.name}"
 
     @property
     def name(self) -> str:
-        return self.path.parent.name
+        return self.path.parent.name if self.whole is None else self.whole.name
+
+    @property
+    def whole(self) -> RunFolder | None:
+        """The run that this is a fold of; None for any other."""
+        above = self.path.parent
+        return RunFolder(above.parent) if above.name == "folds" and self.path.name.isdecimal() else None
+
+    def fold(self, number: int) -> RunFolder:
+        """The folder of a fold of this run, which may not be there."""
+        return RunFolder(self.path / "folds" / str(number))
+
+    def check_one_model(self) -> None:
+        """Raise a :class:`UserError` for a run of several folds, each of which has a model of its own."""
+        if (self.path / "folds").is_dir():
+            raise UserError(
+                f"{self.path} is a run of several folds, each with a model of its own: name one of them, "
+                f"such as {self.fold(0).path}"
+            )
 
     # -- its files -------------------------------------------------------------------------------------------
 
@@ -439,9 +472,14 @@ class RunFolder:
         self.update(status="running", phase="setup", error=None, ended=None, pid=os.getpid(), resumed=resumed)
 
     def update(self, **fields: Any) -> None:
-        """Set fields of run.json; a mapping is merged into the one that is there, anything else replaces."""
+        """Set fields of run.json; a mapping is merged into the one that is there, anything else replaces.
+
+        The phase of a fold is also that of its run.
+        """
         if not is_rank_zero():
             return
+        if "phase" in fields and self.whole is not None:
+            self.whole.update(phase=f"fold {self.path.name}: {fields['phase']}")
         info = self.info()
         for key, value in fields.items():
             if isinstance(value, Mapping) and isinstance(info.get(key), dict):
@@ -459,6 +497,8 @@ class RunFolder:
         assert status in STATUSES
         done = {"phase": "done"} if status == "finished" else {}
         line = str(error).strip().splitlines()[0] if error is not None and str(error).strip() else None
+        if line and (notes := getattr(error, "__notes__", None)):
+            line = f"{', '.join(notes)}: {line}"
         try:
             self.update(
                 status=status, error=line or (type(error).__name__ if error else None), ended=now(), **done
@@ -485,6 +525,11 @@ class RunFolder:
     def info(self) -> dict[str, Any]:
         """Read run.json."""
         return _read_json(self.info_file)
+
+    def overrides(self) -> list[str]:
+        """What was typed to change the configuration."""
+        lines = self.overrides_file.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line.removeprefix("- ")) for line in lines if line.startswith("- ")]
 
     def _take_lock(self) -> None:
         # The system lets go of the lock when the process dies, however it dies; a pid in a file would go

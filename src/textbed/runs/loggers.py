@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
@@ -88,7 +87,7 @@ def _clipped(text: str, most: int) -> str:
 
 
 def _placeholders(folder: RunFolder) -> dict[str, Any]:
-    overrides = yaml.safe_load(folder.overrides_file.read_text(encoding="utf-8")) or []
+    overrides = folder.overrides()
     setting = f"{folder.name} {what_differs(overrides, repeats=False)}".strip()
     chosen = folder.info().get("choices") or {}
     return {

@@ -224,6 +224,7 @@ def read_network(path: Path, make: Callable[..., Network] = Network) -> tuple[De
         design, state = Design.load(path / MODEL), read_safetensors(path / WEIGHTS)
     else:
         folder = RunFolder.open(path)
+        folder.check_one_model()
         checkpoint = best_checkpoint(folder)
         design, state = Design.load(folder.model_file), weights_of(checkpoint)
     tokenizer = load_tokenizer(path / "tokenizer")

@@ -86,7 +86,8 @@ def replicate(paths: Iterable[str | Path], paper: str | None = None) -> Replicat
         UserError: no such paper, no finished run, or none that belongs to it.
     """
     there = registry.find(paths)
-    found = registry.whole(there)
+    broken: list[str] = []
+    found = registry.with_folds(registry.whole(there), broken)
     name = paper if paper is not None else _paper_of([run.config for run in found])
     if name not in published():
         raise UserError(
@@ -131,7 +132,7 @@ def replicate(paths: Iterable[str | Path], paper: str | None = None) -> Replicat
     ):
         if count:
             notes.append(f"{count} run{'s' if count > 1 else ''} {text}")
-    notes += [f"left out: {line}" for line in there.left_out]
+    notes += [f"left out: {line}" for line in (*there.left_out, *broken)]
     shown = {cell.row for cell in cells.values() if cell.published is not None or cell.accuracies}
     return Replication(name, table["source"], [cell for cell in cells.values() if cell.row in shown], notes)
 

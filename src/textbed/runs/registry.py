@@ -137,6 +137,24 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> Found:
     )
 
 
+def with_folds(runs: Iterable[Run], left_out: list[str]) -> list[Run]:
+    """The runs, and in the place of each finished one of several folds these, which are what can be tested.
+
+    Args:
+        left_out: gets a line on each that has not all of its folds.
+    """
+    result: list[Run] = []
+    for run in runs:
+        if run.status != "finished" or not run.config.get("cross_validate"):
+            result.append(run)
+            continue
+        try:
+            result += [read(run.folder.fold(number).path) for number in range(run.config["data.folds"])]
+        except UserError as error:
+            left_out.append(str(error))
+    return result
+
+
 def whole(found: Found) -> list[Run]:
     """The runs found.
 
