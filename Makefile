@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-fast check format lock clean
+.PHONY: quickstart test test-fast test-kills check format lock clean
 
 quickstart: .venv/.base
 	$(BIN)/python train.py experiment=quickstart
@@ -14,6 +14,9 @@ test: .venv/.dev
 
 test-fast: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-kills: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kills
 
 check: .venv/.dev
 	$(BIN)/ruff check .

@@ -6,11 +6,13 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ from textbed.classifier import TextClassifier
 from textbed.data.datamodule import TextDataModule
 from textbed.data.encoding import load_tokenizer
 from textbed.errors import UserError
+from textbed.runs import registry
 from textbed.runs.folder import RunFolder
 
 HEADS = sorted(path.stem for path in (ROOT / "configs" / "head").glob("*.yaml"))
@@ -569,30 +572,92 @@ def test_a_checkpoint_between_two_optimizer_steps_is_not_gone_on_from(
     assert_same_run(whole, run)
 
 
-@pytest.mark.slow
-def test_a_killed_run_ends_as_one_that_was_not(reference: RunFolder, runs: Runs, topics: Path) -> None:
-    (runs.folder / "killing.py").write_text(
-        "import os, signal\n"
-        "from lightning.pytorch import Callback\n"
-        "class Kill(Callback):\n"
-        "    def on_train_batch_start(self, trainer, module, batch, batch_idx):\n"
-        "        if (trainer.current_epoch, batch_idx) == (1, 3):\n"
-        "            os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    overrides = [*runs.usual, *three(topics, "+callbacks.kill._target_=killing.Kill")]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *overrides],
-        env={**os.environ, "PYTHONPATH": str(runs.folder)},
+WITNESS = """
+import mmap, os, time
+from lightning.pytorch import Callback
+
+class Witness(Callback):
+    \"""Counts steps where a killed process leaves them, and makes each long enough to be killed in.\"""
+
+    def __init__(self):
+        self.seen = mmap.mmap(os.open(os.environ["WITNESS"], os.O_RDWR), 8)
+
+    def count(self, trainer):
+        self.seen[:8] = (1 + trainer.global_step).to_bytes(8, "little")
+
+    def on_train_start(self, trainer, module):
+        self.count(trainer)
+
+    def on_train_batch_end(self, trainer, *args):
+        time.sleep(0.02)
+        self.count(trainer)
+"""
+
+
+def killed(runs: Runs, moment: float, *overrides: str) -> tuple[RunFolder, int]:
+    """Start ``python train.py`` and kill it ``moment`` steps after the first began; the run and its steps."""
+    (runs.folder / "witness.py").write_text(WITNESS)
+    witness = runs.folder / "witness.bin"
+    witness.write_bytes(bytes(8))
+
+    def steps() -> int:
+        return int.from_bytes(witness.read_bytes(), "little") - 1  # -1: training has not begun
+
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *runs.usual, *overrides],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(runs.folder), os.environ.get("PYTHONPATH", "")]),
+            "WITNESS": str(witness),
+        },
         stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=300,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
+        while steps() < int(moment) and process.poll() is None:
+            time.sleep(0.0005)
+        time.sleep(0.02 * (moment % 1))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, process.stderr and process.stderr.read()
+    (run,) = (run for run in runs.made() if run.name == "killed")
+    return run, steps()
+
+
+def check_killed(reference: RunFolder, runs: Runs, moment: float, *overrides: str) -> str:
+    """Kill a run, resume it, and compare it with one that was not killed; what there was to go on from."""
+    run, steps = killed(
+        runs, moment, *overrides, "name=killed", "+callbacks.witness._target_=witness.Witness"
     )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    (run,) = runs.made()
-    assert (run.info()["status"], run.info()["phase"]) == ("running", "fit")
-    assert record(run)[-1]["epoch"] == 1  # of which nothing may remain
-    runs.resume(run, "callbacks.kill=null")
+    assert [one.status for one in registry.find([run.path]).runs] == [registry.KILLED]
+    lines, wanted = record(run) if run.record_file.exists() else [], record(reference)
+    assert lines == wanted[: len(lines)]  # nothing before the last is missing, and nothing is half
+    logged = {line["step"] for line in lines if "train/loss_step" in line or "train/loss" in line}
+    assert logged >= set(range(steps - 1))
+    left = run.checkpoint_to_resume()
+    runs.resume(run, "callbacks.witness=null")
     assert_same_run(reference, run)
+    place = left.name if left else "the start"
+    return f"{steps} steps, {len(lines)} of {len(wanted)} lines, then from {place}"
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_one_that_was_not(runs: Runs, topics: Path) -> None:
+    every = three(topics, "trainer.log_every_n_steps=1")
+    reference = runs(*every)
+    check_killed(reference, runs, 10.5, *every)
+
+
+@pytest.mark.slow
+@pytest.mark.kills
+def test_killed_ten_times_at_any_moment(tmp_path: Path, offline: None, topics: Path) -> None:
+    draw = random.Random(5)
+    every = three(topics, "trainer.log_every_n_steps=1", "report.embedding=false")
+    reference = Runs(tmp_path / "whole")(*every)
+    for step in draw.sample(range(figures(reference)["steps"]), 10):
+        moment = step + draw.random()
+        runs = Runs(tmp_path / f"killed{step}")
+        runs.folder.mkdir()
+        print(f"killed after {moment:.2f} steps:", check_killed(reference, runs, moment, *every))
 
 
 def copied(folder: RunFolder, to: Path) -> RunFolder:
@@ -612,6 +677,22 @@ def test_a_finished_run_trains_on(reference: RunFolder, runs: Runs, topics: Path
     runs.resume(run, "trainer.max_epochs=5")
     assert_same_run(runs(*three(topics, "trainer.max_epochs=5")), run)
     assert figures(run)["epochs"] == 5
+
+
+def test_a_half_deleted_run_trains_on_or_says_what_is_missing(
+    reference: RunFolder, runs: Runs, tmp_path: Path
+) -> None:
+    run = copied(reference, tmp_path)
+    for path in run.path.iterdir():
+        if path.name not in ("run.json", "config.yaml", "checkpoints"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    runs.resume(run, "trainer.max_epochs=4")
+    assert figures(run)["epochs"] == 4
+    assert record(run)[0]["step"] >= figures(reference)["steps"] - 1  # of what was deleted nothing comes back
+    assert len(predictions(run)["row"]) == 30
+    run.best_checkpoint.unlink()
+    with pytest.raises(UserError, match=r"^checkpoint .*best\.ckpt does not exist$"):
+        runs.resume(run, "test=true")
 
 
 def test_what_a_resume_changed_is_kept(

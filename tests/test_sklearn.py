@@ -11,6 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils import estimator_checks
 
 from textbed.errors import UserError
 from textbed.runs.folder import RunFolder
@@ -56,7 +57,8 @@ def test_fit_and_predict(tmp_path: Path) -> None:
     texts, topics = plain_texts()
     labels = [names[topic] for topic in topics]
     made = TextClassifier(epochs=5, validation=0.2, overrides=SMALL, runs=str(tmp_path / "runs"))
-    assert made.fit(texts, labels) is made
+    assert made.fit([*texts, None, None], [*labels, 30, 30]) is made
+    assert "none" not in made.model_.tokenizer.tokens  # a text that is missing is empty
     assert made.classes_.tolist() == [10, 20, 30]
     assert made.predict(["owl nest", "mast rope", "flour oven"]).tolist() == [30, 10, 20]
     assert made.score(texts, labels) == 1
@@ -96,3 +98,34 @@ def test_a_label_that_no_text_has() -> None:
     assert not chances[:, [1, 4]].any()
     np.testing.assert_array_equal(chances.argmax(axis=1), marks.argmax(axis=1))
     np.testing.assert_array_equal(made.predict(texts), marks)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        # those that need no numbers; check_estimator itself makes but the first for an estimator of texts
+        "check_estimator_cloneable",
+        "check_no_attributes_set_in_init",
+        "check_parameters_default_constructible",
+        "check_get_params_invariance",
+        "check_set_params",
+        "check_estimator_repr",
+        "check_mixin_order",
+        "check_valid_tag_types",
+    ],
+)
+def test_scikit_learns_own_checks(check: str) -> None:
+    getattr(estimator_checks, check)("TextClassifier", TextClassifier())
+
+
+def test_what_is_no_text() -> None:
+    for given, line in (
+        (np.zeros((2, 2)), r"text 1 is .*0\.0.*; expected a string"),
+        (np.zeros((2, 3)), "text 1 is .* expected .first, second"),
+        ([3.5, "a"], "text 1 is 3.5; expected a string"),
+        ([None, 3], "expected a string"),
+        ([("a", "b"), "c"], "text 2 is 'c'"),
+        (["a"], "X has 1 texts and y 2 labels"),
+    ):
+        with pytest.raises(UserError, match=line):
+            TextClassifier().fit(given, ["x", "y"])

@@ -69,7 +69,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         """Train.
 
         Args:
-            X: n strings, or n pairs of strings.
+            X: n strings, or n pairs of strings; None for one that is missing.
             y: n labels of any kind, or (n, C) zeros and ones for multi-label.
 
         Raises:
@@ -79,7 +79,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
 
         import textbed.schema  # noqa: F401  the schema must be registered before anything is composed
         from textbed import config
-        from textbed.runs.model import load
+        from textbed.runs.model import columns_of, load
         from textbed.training import train
 
         texts, labels = list(X), np.asarray(y)
@@ -92,12 +92,13 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         else:
             self.classes_, numbers = np.unique(labels, return_inverse=True)
             ids = pa.array(numbers.astype(np.int64))
-        pairs = bool(texts) and not isinstance(texts[0], str)
+        known = next((text for text in texts if text is not None), "")
+        pairs = hasattr(known, "__len__") and not isinstance(known, str)
         names = ["first", "second"] if pairs else ["text"]
-        columns = list(zip(*texts, strict=True)) if pairs else [texts]
+        columns = columns_of(texts, pairs)
         with ExitStack() as stack:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="textbed-")))
-            table = {name: pa.array(map(str, column)) for name, column in zip(names, columns, strict=True)}
+            table = {name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)}
             pq.write_table(pa.table(table | {"label": ids}), place / "train.parquet")
             overrides = [
                 *(f"{group}={getattr(self, group)}" for group in ("head", "embedding", "tokenizer")),

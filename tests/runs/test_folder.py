@@ -112,6 +112,19 @@ def test_git(tmp_path: Path) -> None:
     assert dirty["dirty"]
     assert dirty["changed"] == [" M code.py"]
     assert "-a = 1\n+a = 2\n" in diff
+    new = {"heads/mine.py": "b = 1\nc = 2", "configs/mine.yaml": "a: 1\n"}
+    for name, text in {**new, "reviews.csv": "text,label\n", "ignored.py": "d = 1\n"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / ".gitignore").write_text("ignored.py\n")
+    _, diff = git_state(tmp_path / "heads")  # wherever in the checkout
+    again = tmp_path / "again"
+    git("worktree", "add", "-q", str(again))
+    subprocess.run(["git", "-C", str(again), "apply", "-"], input=diff, text=True, check=True)
+    there = {
+        str(path.relative_to(again)): path.read_text() for path in again.rglob("*.[py]*") if path.is_file()
+    }
+    assert there == {"code.py": "a = 2\n", **new}
 
 
 def test_git_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -695,6 +695,8 @@ def test_names_are_of_a_length_that_is_taken(tmp_path: Path) -> None:
     assert [len(filled[key]) for key in ("label", "setting")] == [100, 100]
     run.start("seed: 0\n", [], seed=0)
     assert module._placeholders(run) == {"label": "trial", "setting": "trial", "options": {}}
+    run.overrides_file.unlink()
+    assert module._placeholders(run)["label"] == "trial"
 
 
 def test_predictions_that_were_worst() -> None:

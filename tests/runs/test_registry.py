@@ -259,6 +259,13 @@ def test_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.chdir(tmp_path)
     code, out, _ = run("--show", "optimizer.lr")
     assert (code, out.count("abcdef")) == (0, 3)
+    head, rule, *rows, _, last = out.splitlines()
+    names = "run status seed data embedding head optimizer.lr test/accuracy time"
+    assert " ".join(head.split()) == names
+    values = "finished 0 sst2 random mean 0.0010 0.8000 –"
+    assert " ".join(rows[1].split()) == f"trial/{paths[1].name} {values}"
+    assert {len(line) for line in (head, rule, *rows)} == {len(head)}
+    assert last == "3 runs: 3 finished"
     code, out, err = run(tmp_path / "rnus")
     assert (code, out) == (1, "")
     assert err.endswith("Did you mean 'runs'?\n")

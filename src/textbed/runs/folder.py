@@ -81,6 +81,8 @@ LINK = "TEXTBED_RUN_LINK"
 """Variable of the environment: a new run makes a link to its folder there, for who started it to find it."""
 # A diff beyond this is cut: generated files under version control should not fill a run folder.
 _MAX_DIFF_BYTES = 2_000_000
+_MAX_NEW_FILES = 100
+_CODE = ("*.py", "*.yaml", "*.yml", "*.toml")  # a new file of data does not belong into every run folder
 
 progress_log = logging.getLogger("textbed.progress")
 progress_log.propagate = False  # shown by whoever prints it; this logger only carries the line to log.txt
@@ -211,15 +213,15 @@ def versions() -> dict[str, str | None]:
 def git_state(folder: Path | None = None) -> tuple[dict[str, Any] | None, str]:
     """Return (revision, branch and changed files, the diff against it) of the checkout ``folder`` lies in.
 
-    By default that of this code. (None, "") where git is missing, answers with an error or takes longer than
-    10 s.
+    By default that of this code. The diff has new files of code and settings too, of those that git does not
+    ignore. (None, "") where git is missing, answers with an error or takes longer than 10 s.
     """
     folder = folder or Path(__file__).resolve().parent
 
-    def git(*arguments: str) -> str:
+    def git(*arguments: str, check: bool = True) -> str:
         # no optional locks: fifty runs that start together must not fight over the index
         command = ["git", "-C", str(folder), "--no-optional-locks", *arguments]
-        done = subprocess.run(command, capture_output=True, timeout=10, check=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, timeout=10, check=check, stdin=subprocess.DEVNULL)
         return done.stdout.decode("utf-8", errors="replace")
 
     try:
@@ -227,6 +229,11 @@ def git_state(folder: Path | None = None) -> tuple[dict[str, Any] | None, str]:
         branch = git("rev-parse", "--abbrev-ref", "HEAD").strip()
         changed = git("status", "--porcelain").splitlines()
         diff = git("diff", "HEAD", "--no-color", "--no-ext-diff") if changed else ""
+        if any(line.startswith("??") for line in changed):
+            folder = Path(git("rev-parse", "--show-toplevel").strip())
+            new = git("ls-files", "-z", "--others", "--exclude-standard", "--", *_CODE).split("\0")[:-1]
+            for name in new[:_MAX_NEW_FILES]:  # exit status 1 says that there is a difference
+                diff += git("diff", "--no-color", "--no-index", "--", os.devnull, name, check=False)
     except (OSError, subprocess.SubprocessError):
         return None, ""
     if len(diff.encode()) > _MAX_DIFF_BYTES:
@@ -527,7 +534,9 @@ class RunFolder:
         return _read_json(self.info_file)
 
     def overrides(self) -> list[str]:
-        """What was typed to change the configuration."""
+        """What was typed to change the configuration; nothing where the file is gone."""
+        if not self.overrides_file.is_file():
+            return []
         lines = self.overrides_file.read_text(encoding="utf-8").splitlines()
         return [json.loads(line.removeprefix("- ")) for line in lines if line.startswith("- ")]
 

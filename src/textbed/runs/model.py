@@ -78,7 +78,7 @@ class Model:
         Raises:
             UserError: something that is no text (no pair of texts); names the first.
         """
-        columns = self._columns(texts)
+        columns = columns_of(texts, self.pairs)
         network = self.network
         parts = [network.probabilities(network(batch)) for batch in self._batches(columns, batch_size)]
         return _whole(parts, len(self.classes), as_list)
@@ -103,27 +103,13 @@ class Model:
         """
         texts = _checked(texts)
         pairs = self.pairs and any(not isinstance(text, str) and text is not None for text in texts)
-        columns = self._columns(texts) if pairs else [_texts(texts)]
+        columns = columns_of(texts, self.pairs) if pairs else [_texts(texts)]
         parts = [self.network.read(batch) for batch in self._batches(columns, batch_size)]
         if pairs:
             parts = [torch.stack(part.tensor_split(2), dim=1) for part in parts]
         return _whole(parts, self.network.head.out_dim, as_list)
 
     # ---- inside
-
-    def _columns(self, texts: Sequence[Any]) -> list[list[str | None]]:
-        """The texts, of pairs the first and the second ones."""
-        if not self.pairs:
-            return [_texts(texts)]
-        firsts, seconds = [], []
-        for number, pair in enumerate(_checked(texts), start=1):
-            if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
-                raise UserError(
-                    f"text {number} is {_shown(pair)}; this model classifies pairs: expected (first, second)"
-                )
-            firsts.append(pair[0])
-            seconds.append(pair[1])
-        return [_texts(firsts), _texts(seconds)]
 
     def _batches(self, columns: Sequence[Sequence[str | None]], batch_size: int) -> Iterator[TokenBatch]:
         """The texts as batches on the device; of pairs all first texts and then all second."""
@@ -163,6 +149,25 @@ def _checked(texts: Any) -> Sequence[Any]:
     if hasattr(texts, "to_pylist"):  # Arrow, whose scalars are no strings
         return texts.to_pylist()
     return list(texts)
+
+
+def columns_of(texts: Any, pairs: bool) -> list[list[str | None]]:
+    """The texts, of pairs the first and the second ones; None for one that is missing.
+
+    Raises:
+        UserError: something that is no text (no pair of texts); names the first.
+    """
+    if not pairs:
+        return [_texts(texts)]
+    firsts, seconds = [], []
+    for number, pair in enumerate(_checked(texts), start=1):
+        if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
+            raise UserError(
+                f"text {number} is {_shown(pair)}; this model classifies pairs: expected (first, second)"
+            )
+        firsts.append(pair[0])
+        seconds.append(pair[1])
+    return [_texts(firsts), _texts(seconds)]
 
 
 def _texts(texts: Any) -> list[str | None]:
