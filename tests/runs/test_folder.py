@@ -374,3 +374,14 @@ def test_peak_memory() -> None:
     assert 10_000_000 < before < 100_000_000_000
     assert after >= before
     assert after >= block.nbytes
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "a line\n")
+    assert os.read(reader, 100) == b"a line\n"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,14 +10,17 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from made_up import STUB, calls
+from made_up import STUB, calls, choice, plan
 from omegaconf import DictConfig, open_dict
 from running import ROOT
 
 from textbed import command
 from textbed.errors import UserError
 from textbed.sweeps import launch as launching
+from textbed.sweeps.devices import Slot
 from textbed.sweeps.folder import Plan, SweepFolder
+from textbed.sweeps.trial import start_plainly
+from textbed.sweeps.warm import WarmStarter
 
 Typed = Callable[..., tuple[DictConfig, list[str]]]
 
@@ -100,3 +104,19 @@ def test_the_command_prints_its_runs_in_order_and_fails_where_a_trial_did(
         [f"+do={do}", f"seed={seed}"] for do in ("fine", "mistake") for seed in (0, 1)
     ]
     assert {one["device"] for one in calls(tmp_path)} == {"4", "5"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
+def test_on_the_cpu_trials_are_forked_unless_told_otherwise(tmp_path: Path) -> None:
+    cpu, gpu = [Slot("cpu 0", 1, {})], [Slot("gpu 0", 1, {"CUDA_VISIBLE_DEVICES": "0"})]
+    for warm, places, program, forked in (
+        (None, cpu, ["python", "train.py"], True),
+        (None, gpu, ["python", "train.py"], False),
+        (True, gpu, ["python", "train.py"], True),
+        (False, cpu, ["python", "train.py"], False),
+        (True, cpu, ["python", "-S", "train.py"], False),  # options of Python's own cannot be given to a fork
+    ):
+        what = dataclasses.replace(plan(tmp_path, choice("x", 1), warm=warm), program=program)
+        with launching.starter(what, places) as start:
+            assert isinstance(start, WarmStarter) is forked
+            assert forked or start is start_plainly

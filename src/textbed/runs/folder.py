@@ -134,6 +134,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
     with writing(path):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            yield path  # a device or a pipe, such as /dev/null, is written to: root could replace it for all
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary

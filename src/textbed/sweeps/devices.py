@@ -28,6 +28,10 @@ class Slot:
     environment: Mapping[str, str]
     """What a trial's process is given to keep it there."""
 
+    @property
+    def is_cpu(self) -> bool:
+        return self.name.startswith("cpu")
+
 
 def slots(settings: Mapping[str, Any], accelerator: str = "auto", threads: int | None = None) -> list[Slot]:
     """The slots of this machine.

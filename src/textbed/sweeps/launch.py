@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,13 @@ from textbed import command, config
 from textbed.errors import UserError
 from textbed.runs import comparison_tables
 from textbed.sweeps import space
-from textbed.sweeps.devices import shown, slots
+from textbed.sweeps.devices import Slot, shown, slots
 from textbed.sweeps.folder import Plan, SweepFolder
 from textbed.sweeps.queue import FINISHED, PRUNED, Queue
 from textbed.sweeps.report import make_report
 from textbed.sweeps.show import Screen
+from textbed.sweeps.trial import Starter, start_plainly
+from textbed.sweeps.warm import WarmStarter
 from textbed.sweeps.worker import Worker, stages, trial_overrides
 
 if TYPE_CHECKING:
@@ -71,10 +74,25 @@ def work(folder: SweepFolder, how_to_go_on: str, at_once: int | None = None) -> 
     with Screen(folder) as screen:
         screen.said(shown(places))
         try:
-            Worker(folder, places, screen).run()
+            with starter(plan, places) as start:
+                Worker(folder, places, screen, start).run()
         except KeyboardInterrupt:
             screen.said(how_to_go_on)
             raise
+
+
+@contextmanager
+def starter(plan: Plan, places: Sequence[Slot]) -> Iterator[Starter]:
+    """What starts trials: by forking where that is wanted and works, else plainly."""
+    warm = plan.settings["warm"]
+    if warm is None:
+        warm = places[0].is_cpu
+    script = plan.program[1:2]
+    if not warm or sys.platform != "linux" or not script or script[0].startswith("-"):
+        yield start_plainly
+        return
+    with WarmStarter({"OMP_NUM_THREADS": str(places[0].threads)}) as start:
+        yield start
 
 
 def begin(folder: SweepFolder) -> None:

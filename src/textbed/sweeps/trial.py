@@ -114,7 +114,7 @@ class Trial:
         if run is not None and (run / "config.yaml").is_file() and (run / "run.json").is_file():
             overrides = [f"resume={run}"]
         given = any(one.partition("=")[0] == "threads" for one in overrides)
-        more = [] if given or "cpu" not in self.slot.name else [f"threads={self.slot.threads}"]
+        more = [f"threads={self.slot.threads}"] if self.slot.is_cpu and not given else []
         return [*plan.program, *overrides, *more]
 
     @property
