@@ -18,7 +18,16 @@ import pytest
 
 from textbed.errors import UserError
 from textbed.runs import folder as module
-from textbed.runs.folder import RunFolder, git_state, peak_memory, plain, replacing, write_json, writing
+from textbed.runs.folder import (
+    RunFolder,
+    git_state,
+    peak_memory,
+    plain,
+    replacing,
+    write_json,
+    write_text,
+    writing,
+)
 
 
 def started(tmp_path: Path, name: str = "trial") -> RunFolder:
