@@ -4,7 +4,8 @@
 
 First a two-way LSTM with the maximum of its states, on documents of at most 400 words: IMDB's training texts
 with --mirror, else random ones with as many words and as many different ones. A pass is forward, backward and
-an Adam step over all documents, in batches of 64.
+an Adam step over all documents, in batches of 64. With --mirror the accuracy that each side has reached after
+its last pass is measured, on IMDB's test texts.
 
 - textbed: documents of like length together (data.batching=bucketed), over flat tokens.
 - padded: random batches, padded to the longest, nn.LSTM over the padded batch, the mask at the maximum. Its
@@ -26,7 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +48,13 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Documents:
-    """Ids of documents end to end, and batches of them."""
+    """Ids of documents end to end, their classes, and batches of them."""
 
-    def __init__(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+    def __init__(self, ids: np.ndarray, lengths: np.ndarray, labels: np.ndarray | None = None) -> None:
         self.ids, self.lengths = ids, lengths
+        self.labels = np.arange(len(lengths)) % CLASSES if labels is None else labels
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
-        self.rows = int(ids.max()) + 1
+        self.rows = int(ids.max()) + 1  # of the table
 
     def batch(self, positions: np.ndarray) -> TokenBatch:
         parts = [self.ids[self.starts[i] : self.starts[i + 1]] for i in positions]
@@ -60,8 +62,12 @@ class Documents:
         return TokenBatch(
             torch.from_numpy(np.concatenate(parts)),
             torch.from_numpy(offsets.astype(np.int32)),
-            torch.from_numpy(positions % CLASSES),
+            torch.from_numpy(self.labels[positions]),
         )
+
+    def batches(self, maker: Callable[..., Iterable[np.ndarray]]) -> list[TokenBatch]:
+        """All documents, in the batches that ``maker`` puts them into."""
+        return [self.batch(positions) for positions in maker(self.lengths, BATCH)]
 
 
 def made_up(documents: int) -> Documents:
@@ -73,32 +79,35 @@ def made_up(documents: int) -> Documents:
     return Documents(ids.astype(np.int32), lengths)
 
 
-def imdb(mirror: Path, documents: int) -> Documents:
-    """The first of IMDB's training texts, evenly from both classes."""
+def imdb(mirror: Path, documents: int, tested: int) -> tuple[Documents, Documents]:
+    """Some of IMDB's training and test texts, evenly from both classes; the words are the training texts'."""
     import pyarrow.parquet as pq
 
     from textbed.data.encoding import encode
     from textbed.data.vocabulary import as_texts
 
     class Texts:
-        fingerprint = "benchmark"
-
-        def __init__(self, texts) -> None:
-            self.array, self.num_rows = texts, len(texts)
+        def __init__(self, split: str) -> None:
+            table = pq.read_table(mirror / "imdb" / f"{split}.parquet", columns=["text", "label"])
+            self.array, self.labels = as_texts(table["text"]), table["label"].to_numpy()
+            self.fingerprint, self.num_rows = split, len(self.array)
 
         def texts(self, column: int = 0, rows_per_batch: int = 8192):
             for begin in range(0, self.num_rows, rows_per_batch):
                 yield self.array.slice(begin, rows_per_batch)
 
-    texts = as_texts(pq.read_table(mirror / "imdb" / "train.parquet", columns=["text"])["text"])
-    rows = np.linspace(0, len(texts) - 1, documents).astype(np.int64)
+    splits = {split: Texts(split) for split in ("train", "test")}
     settings = {"kind": "words", "min_count": 2, "max_tokens": WORDS}
     with tempfile.TemporaryDirectory() as cache:
-        _, columns = encode(
-            settings, {"train": Texts(texts)}, 1, ("train", np.arange(len(texts))), Path(cache)
-        )
-        ids, offsets = columns["train"][0].gather(rows)
-    return Documents(np.asarray(ids), np.diff(offsets))
+        _, columns = encode(settings, splits, 1, ("train", np.arange(splits["train"].num_rows)), Path(cache))
+        made = []
+        for (split, texts), number in zip(splits.items(), (documents, tested), strict=True):
+            rows = np.linspace(0, texts.num_rows - 1, number).astype(np.int64)
+            ids, offsets = columns[split][0].gather(rows)
+            made.append(Documents(np.asarray(ids), np.diff(offsets), texts.labels[rows]))
+    trained, tests = made
+    trained.rows = max(trained.rows, tests.rows)  # only some of the training texts are trained on
+    return trained, tests
 
 
 class Ours(nn.Module):
@@ -149,10 +158,21 @@ def trainer(model: nn.Module) -> Callable[[Sequence[TokenBatch]], None]:
     return train
 
 
+@torch.no_grad()
+def accuracy(model: nn.Module, batches: Sequence[TokenBatch]) -> float:
+    """Per cent of the documents that the model gets right."""
+    right = total = 0
+    for batch in batches:
+        right += int((model(batch).argmax(dim=1) == batch.labels).sum())
+        total += len(batch.lengths)
+    return round(100 * right / total, 1)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--mirror", type=Path, help="folder with imdb/train.parquet in it")
     parser.add_argument("--documents", type=int, default=1024, help="how many documents a pass has")
+    parser.add_argument("--tested", type=int, default=2000, help="test texts for the accuracy, with --mirror")
     parser.add_argument("--repeats", type=int, default=3, help="how often each side runs, in turn")
     parser.add_argument(
         "--packed-batches", type=int, default=1, help="batches that are timed of packed; 0: none"
@@ -172,16 +192,20 @@ def main() -> int:
         torch.set_num_threads(given.threads)
     torch.manual_seed(0)
 
-    documents = imdb(given.mirror, given.documents) if given.mirror else made_up(given.documents)
+    tests = None
+    if given.mirror:
+        documents, tests = imdb(given.mirror, given.documents, given.tested)
+    else:
+        documents = made_up(given.documents)
     head = Recurrent(DIM, "lstm", HIDDEN, bidirectional=True, readout="max")
-    bucketed = BucketedBatches(documents.lengths, BATCH)
-    random = ShuffledBatches(documents.lengths, BATCH)
+    # each side trains on, and is tested in, batches of its own making
+    makers = {"textbed": BucketedBatches, "padded": ShuffledBatches}
+    models = {"textbed": Ours(documents.rows, head), "padded": Obvious(documents.rows, False)}
     sides: dict[str, tuple[Callable[[Sequence[TokenBatch]], None], list[TokenBatch], float]] = {
-        "textbed": (trainer(Ours(documents.rows, head)), [documents.batch(p) for p in bucketed], 1.0),
-        "padded": (trainer(Obvious(documents.rows, False)), [documents.batch(p) for p in random], 1.0),
+        name: (trainer(model), documents.batches(makers[name]), 1.0) for name, model in models.items()
     }
     if given.packed_batches:
-        some = [documents.batch(p) for p in random][: given.packed_batches]
+        some = documents.batches(ShuffledBatches)[: given.packed_batches]
         scale = len(documents.lengths) / sum(map(len, some))
         sides["packed"] = (trainer(Obvious(documents.rows, True)), some, scale)
     result: dict[str, object] = {
@@ -194,6 +218,10 @@ def main() -> int:
         "repeats": given.repeats,
     }
     result["bilstm"] = compare(sides, given.repeats, CLOCKS[given.clock])
+    if tests:
+        result["accuracy"] = {
+            name: accuracy(model, tests.batches(makers[name])) for name, model in models.items()
+        }
 
     for length in (128, 512, 2048):
         lengths = np.full(16, length)
