@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from made_up import STUB, calls, choice, plan
+from sweeping import STUB, calls, choice, plan
 from omegaconf import DictConfig, open_dict
 from running import ROOT
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import calls, choice, plan, rows, run
+from sweeping import calls, choice, plan, rows, run
 
 from textbed.sweeps.space import Dimension
 from textbed.sweeps.worker import queues

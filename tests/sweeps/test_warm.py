@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from made_up import STUB, Quiet, calls, choice, plan, rows, slots
+from sweeping import STUB, Quiet, calls, choice, plan, rows, slots
 
 from textbed.sweeps.folder import SweepFolder
 from textbed.sweeps.launch import begin

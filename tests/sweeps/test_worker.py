@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from made_up import Quiet, calls, choice, plan, rows, run, slots
+from sweeping import Quiet, calls, choice, plan, rows, run, slots
 from running import ROOT
 
 from textbed.errors import UserError
@@ -170,7 +170,7 @@ WORKER = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from made_up import Quiet, slots
+from sweeping import Quiet, slots
 from textbed.sweeps.folder import SweepFolder
 from textbed.sweeps.worker import Worker
 Worker(SweepFolder.open({path!r}), slots(1), Quiet()).run()

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_up import Quiet, choice, plan, run, slots
+from sweeping import Quiet, choice, plan, run, slots
 from rich.console import Console
 from running import ROOT
 
