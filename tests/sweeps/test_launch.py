@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from sweeping import STUB, calls, choice, plan
 from omegaconf import DictConfig, open_dict
 from running import ROOT
+from sweeping import STUB, calls, choice, plan
 
 from textbed import command
 from textbed.errors import UserError

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from sweeping import Quiet, choice, plan, run, slots
 from rich.console import Console
 from running import ROOT
+from sweeping import Quiet, choice, plan, run, slots
 
 from textbed.errors import UserError
 from textbed.runs.comparison_tables import text

@@ -12,8 +12,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from sweeping import Quiet, calls, choice, plan, rows, run, slots
 from running import ROOT
+from sweeping import Quiet, calls, choice, plan, rows, run, slots
 
 from textbed.errors import UserError
 from textbed.runs import registry
