@@ -136,6 +136,26 @@ def test_a_project_that_cannot_be_read(
         read(str(tmp_path))
 
 
+def test_folds_of_a_run_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make_run(tmp_path)
+    fold = whole.fold(1)
+    fold.path.parent.mkdir()
+    make_run(tmp_path, name="other").path.rename(fold.path)
+    assert fold.id == f"{whole.id}-1"
+    (found,) = wandb_runs._read_project("team/sst2", project(logged(fold, **fold.read_metrics()))).runs
+    assert found.path == tmp_path / "other" / fold.id  # nothing is there
+    config = yaml.safe_load(fold.config_file.read_text()) | {"name": "trial"}
+    fold.config_file.write_text(yaml.safe_dump(config))
+    (found,) = wandb_runs._read_project("team/sst2", project(logged(fold, **fold.read_metrics()))).runs
+    assert found.path == fold.path
+
+    file = fold.path / "wandb" / f"offline-run-20300101_000000-{fold.id}" / "run.wandb"
+    content = {"run_id": fold.id, "name": "", "state": "finished", "config": {}, "summary": {}}
+    said = SimpleNamespace(stdout=json.dumps(content).encode())
+    monkeypatch.setattr(wandb_runs.subprocess, "run", lambda *_, **__: said)
+    assert wandb_runs._inspect(file).folder == fold.path
+
+
 def test_parts_of_a_run_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_run(tmp_path, 0.5)
     config = yaml.safe_load(folder.config_file.read_text())

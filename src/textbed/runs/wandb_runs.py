@@ -114,9 +114,16 @@ def _inspect(file: Path) -> _Logged:
         run = _Logged(*(content[key] for key in ("run_id", "name", "state", "config", "summary")))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not a whole run of wandb's") from error
-    if file.parents[2].name == run.id:  # RUN/wandb/offline-run-<time>-<id>/, wherever it was moved
+    if RunFolder(file.parents[2]).id == run.id:  # RUN/wandb/offline-run-<time>-<id>/, wherever it was moved
         run.folder = file.parents[2]
     return run
+
+
+def _place_of(above: Path, id: str) -> Path:
+    """Where the folder of a run should be; the id of a fold is that of its run and its number."""
+    whole, _, number = id.rpartition("-")
+    fold = above / whole / "folds" / number
+    return fold if fold.is_dir() else above / id
 
 
 def _found(place: str, runs: Sequence[_Logged], broken: Sequence[str] = ()) -> Found:
@@ -135,7 +142,9 @@ def _found(place: str, runs: Sequence[_Logged], broken: Sequence[str] = ()) -> F
             for key, value in run.summary.items()
             if not key.startswith("_") and key not in _PLACES and _is_finite(value)
         }
-        folder = run.folder or Path(str(config.get("paths.runs", place)), str(config["name"]), run.id)
+        folder = run.folder or _place_of(
+            Path(str(config.get("paths.runs", place)), str(config["name"])), run.id
+        )
         status = _STATUSES.get(run.state, run.state)
         found.append(Run(RunFolder(folder), status, run.config.get("run") or {}, config, metrics))
     if not found and not left_out:
