@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import wandb
 import yaml
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
 from lightning.pytorch.loggers.logger import Logger
 from matplotlib.image import imread, imsave
 from omegaconf import OmegaConf
@@ -256,10 +256,12 @@ def test_no_server_is_waited_for(server: Callable[..., Server], monkeypatch: pyt
     monkeypatch.setattr(module, "WAIT_SECONDS", 0.5)
     for status in ("200 OK", "404 Not Found", "500 Internal Server Error"):
         assert module.cannot_reach(server(http(status)).url) is None
+    refusing = server(http("401 Unauthorized")).url
     assert (
-        module.cannot_reach(server(http("401 Unauthorized")).url)
+        module.cannot_reach(refusing, {"Authorization": "Basic eA=="})
         == "127.0.0.1 does not accept the key (HTTP 401)"
     )
+    assert module.cannot_reach(refusing) is None  # it was given no key
     start = time.perf_counter()
     for answer in (None, b"HTTP/1.1 200 OK\r\nA-line-without-end"):  # silent, or never done
         assert module.cannot_reach(server(answer).url) == "127.0.0.1 does not answer within 0.5 s"
@@ -278,7 +280,12 @@ def test_no_server_is_waited_for(server: Callable[..., Server], monkeypatch: pyt
     assert module.cannot_reach("https://nowhere.invalid") == (
         "nowhere.invalid cannot be reached ([Errno -2] Name or service not known)"
     )
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(60))  # it has no time limit
+
+    def slow(*_: Any, **__: Any) -> Any:  # it has no time limit
+        time.sleep(60)
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
     start = time.perf_counter()
     assert module.cannot_reach("https://nowhere.invalid") == "nowhere.invalid does not answer within 0.5 s"
     assert time.perf_counter() - start < 1
@@ -597,6 +604,32 @@ def test_mlflow(
     )
 
 
+def test_mlflow_falls_back_where_its_server_refuses(
+    run: RunFolder,
+    server: Callable[..., Server],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Whether mlflow is installed or not: its part is played here."""
+    places: list[str] = []
+
+    class Client:
+        def get_experiment_by_name(self, name: str) -> None:
+            if places[-1].startswith("http"):
+                raise PermissionError("401: not authenticated\nmore")
+
+    def begin(self: Any, tracking_uri: str, **_: Any) -> None:
+        places.append(tracking_uri)
+        self._mlflow_client = Client()
+
+    monkeypatch.setattr(MLFlowLogger, "__init__", begin)
+    url = server(http("401 Unauthorized")).url  # that asks for a key is no reason: the client may have one
+    make_loggers(entries("mlflow", mlflow={"tracking_uri": url}), run)
+    assert places == [url, f"sqlite:///{run.path}/mlflow.db"]
+    line = "mlflow: 401: not authenticated; this run is logged into mlflow.db in its folder\n"
+    assert capfd.readouterr().err == line
+
+
 @pytest.mark.slow  # MLflow's server
 def test_mlflow_shows_it(run: RunFolder, picture: Path) -> None:
     pytest.importorskip("mlflow", reason=NO_MLFLOW)
@@ -669,7 +702,9 @@ def test_pictures_and_tables_go_where_they_are_taken(
     assert capfd.readouterr().err == line
 
 
-def test_settings_of_a_resumed_run_go_to_wandb_alone(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_a_resumed_run_go_to_no_other_logger(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = []
     monkeypatch.setattr(CSVLogger, "log_hyperparams", lambda self, settings: given.append(settings))
     log_settings([CSVLogger(run.path, "", "")], {"seed": 1}, new=True)

@@ -491,7 +491,8 @@ def _key_in_netrc(url: str) -> str | None:
 def cannot_reach(url: str, headers: Mapping[str, str] | None = None, data: bytes | None = None) -> str | None:
     """Why a server does not answer, in a few words; None where it does, whatever its answer. At most 5 s.
 
-    A server that takes the connection and stays silent does not answer; nor does one that refuses the key.
+    A server that takes the connection and stays silent does not answer; nor does one that refuses the key in
+    ``headers``. Where there is none, its client may know one.
     """
     host = urllib.parse.urlsplit(url).hostname or url
     reasons: list[str | None] = []
@@ -502,7 +503,7 @@ def cannot_reach(url: str, headers: Mapping[str, str] | None = None, data: bytes
             with urllib.request.urlopen(request, timeout=WAIT_SECONDS):
                 reasons.append(None)
         except urllib.error.HTTPError as error:
-            refused = error.code in (401, 403)
+            refused = error.code in (401, 403) and "Authorization" in (headers or {})
             reasons.append(f"{host} does not accept the key (HTTP {error.code})" if refused else None)
         except TimeoutError:
             pass
@@ -568,8 +569,8 @@ class TensorBoard(TensorBoardLogger):
 class MLflow(MLFlowLogger):
     """MLflow: by default in a database of its own in the run folder, without a server.
 
-    Where a server does not answer within 5 s, the run is logged into that database, with one line. A resumed
-    run is found again by its id and goes on.
+    Where a server does not answer within 5 s, or refuses, the run is logged into that database, with one
+    line. A resumed run is found again by its id and goes on.
 
     Args:
         folder: the run folder.
@@ -598,27 +599,44 @@ class MLflow(MLFlowLogger):
         # of its own accord it would try for minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{WAIT_SECONDS:.0f}")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        if tracking_uri is not None and tracking_uri.startswith("http") and is_rank_zero():
-            reason = cannot_reach(tracking_uri)
-            if reason:
-                say(f"mlflow: {reason}; this run is logged into mlflow.db in its folder")
-                tracking_uri = None
-        super().__init__(
-            experiment_name=experiment,
-            run_name=name or id,
-            tracking_uri=tracking_uri or f"sqlite:///{folder}/mlflow.db",
-            tags={"textbed.run": id, **({"textbed.setting": setting} if setting else {}), **(options or {})},
-            artifact_location=Path(folder, "mlflow").as_uri() if tracking_uri is None else None,
-        )
         self._gone = False
-        if is_rank_zero():
-            known = self._mlflow_client.get_experiment_by_name(experiment)
-            runs = known and self._mlflow_client.search_runs(
-                [known.experiment_id], f"tags.`textbed.run` = '{id}'"
+        tags = {"textbed.run": id, **({"textbed.setting": setting} if setting else {}), **(options or {})}
+
+        def begin(uri: str | None) -> None:
+            super(MLflow, self).__init__(
+                experiment_name=experiment,
+                run_name=name or id,
+                tracking_uri=uri or f"sqlite:///{folder}/mlflow.db",
+                tags=tags,
+                artifact_location=Path(folder, "mlflow").as_uri() if uri is None else None,
             )
-            if runs:
-                self._run_id = runs[0].info.run_id
-                self._mlflow_client.update_run(self._run_id, status="RUNNING")
+            if is_rank_zero():
+                self._take_up(experiment, id)
+
+        if tracking_uri is None or not tracking_uri.startswith("http") or not is_rank_zero():
+            begin(tracking_uri)
+            return
+        reason = cannot_reach(tracking_uri)
+        if reason is None:
+            try:
+                begin(tracking_uri)
+            except ImportError:
+                raise
+            except Exception as error:  # MLflow's own: it refuses the key, or is no server of MLflow's
+                reason = _reason(error)
+        if reason is not None:
+            say(f"mlflow: {reason}; this run is logged into mlflow.db in its folder")
+            begin(None)
+
+    def _take_up(self, experiment: str, id: str) -> None:
+        """Go on with the run of this id, where there is one."""
+        known = self._mlflow_client.get_experiment_by_name(experiment)
+        runs = known and self._mlflow_client.search_runs(
+            [known.experiment_id], f"tags.`textbed.run` = '{id}'"
+        )
+        if runs:
+            self._run_id = runs[0].info.run_id
+            self._mlflow_client.update_run(self._run_id, status="RUNNING")
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
