@@ -110,6 +110,7 @@
   const LABELS = { align: "left", baseline: "bottom", dy: -9, limit: { expr: "width" } };
 
   const builders = {};
+  const views = new Map();
   // a chart says in words what it shows, and has its numbers as a table below it
   async function draw(name) {
     const figure = document.querySelector(`[data-chart="${name}"]`);
@@ -122,14 +123,16 @@
     const [chart, text, details] = figure.children;
     text.textContent = caption;
     details.lastChild.replaceChildren(table(caption, header, rows, heads));
+    views.get(name)?.finalize(); // else it goes on drawing, unseen, whenever the window changes
+    views.delete(name);
     // Vega warns of marks without data
     spec.layer = spec.layer.filter((layer) => (layer.data ?? spec.data).values.length);
     if (!spec.layer.length) {
       chart.replaceChildren(make("p", { class: "missing" }, "There is nothing to draw for these groups."));
       return;
     }
-    await vegaEmbed(chart, { width: "container", description: caption, ...spec },
-      { actions: false, renderer: "svg", mode: "vega-lite", config: CONFIG });
+    views.set(name, await vegaEmbed(chart, { width: "container", description: caption, ...spec },
+      { actions: false, renderer: "svg", mode: "vega-lite", config: CONFIG }));
   }
 
   builders.differences = () => {
