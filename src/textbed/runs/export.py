@@ -38,9 +38,9 @@ def export(run: str, to: str, out: Path) -> list[str]:
     if to not in KINDS:
         raise UserError(f"--to {to}: expected one of {', '.join(KINDS)}")
     folder = RunFolder.open(run)
-    model = load(folder.path)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; give a folder that is not, or an empty one")
+    model = load(folder.path)
     lines = []
     if to in ("folder", "hub"):
         _write_folder(model, folder, out)

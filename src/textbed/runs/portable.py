@@ -397,5 +397,6 @@ def _page(model: Model, to: str, compared: str, why: str | None) -> str:
     else:
         lines += [f"{why[0].upper()}{why[1:]}.", "", "```python"]
         lines += ["from pathlib import Path", "from textbed.data.encoding import load_tokenizer", ""]
+        lines += [f"texts = {json.dumps(texts)}"]
         lines += ['ids, starts = load_tokenizer(Path("tokenizer")).encode(texts)  # end to end', "```"]
     return "\n".join(lines) + "\n"
