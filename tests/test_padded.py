@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import EMBEDDINGS, ROOT, composed, front_end
+from running import EMBEDDINGS, HEADS, front_end, head_config
 from torch import Tensor, nn
 
 from textbed.batch import TokenBatch
@@ -21,7 +21,6 @@ from textbed.network import Network
 from textbed.padded import Padded, has_padded_form
 from textbed.training import build_head
 
-HEADS = sorted(path.stem for path in (ROOT / "configs" / "head").glob("*.yaml"))
 V, D, C, PAD = 30, 8, 3, 0
 TOKENS = ["<pad>", "<unk>", *(f"word{'x' * (number % 7)}{number}" for number in range(2, V))]
 GRAMS: dict[str, Any] = {
@@ -47,11 +46,7 @@ READERS: dict[str, dict[str, Any]] = {
 
 
 def make_head(name: str, dim: int = D) -> Head:
-    cfg, _ = composed((f"head={name}",))
-    node = dict(cfg.head)
-    if node.get("hidden", 0) and node["hidden"] > 8:
-        node["hidden"] = 8
-    return build_head(node, dim, C, 0)
+    return build_head(head_config(name), dim, C, 0)
 
 
 def network_of(embedding: FrontEnd, head: Head, **settings: Any) -> Network:

@@ -6,16 +6,13 @@ and one head, then u, v, |u - v| and u * v side by side.
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
-from running import EMBEDDINGS, ROOT, composed, front_end
+from running import EMBEDDINGS, HEADS, front_end, head_config
 from torch import Tensor
 
 from textbed.batch import TokenBatch
@@ -25,7 +22,6 @@ from textbed.embedding.table import FrontEnd, Table
 from textbed.pooled import PooledDocuments, can_be_reused
 from textbed.training import build_head
 
-HEADS = sorted(path.stem for path in (ROOT / "configs" / "head").glob("*.yaml"))
 V, D, C = 30, 6, 3
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 # Five pairs: equal texts, an empty one on either side, one token, long beside short.
@@ -33,16 +29,6 @@ FIRST = [[3, 4, 5], [7], [], [9, 9, 10, 11, 12, 13, 3], [14, 15]]
 SECOND = [[3, 4, 5], [8, 4], [16, 17], [18], []]
 # Words that are the whole text of one side, and that the other has not.
 ONLY_FIRST, ONLY_SECOND = 7, 18
-
-
-@functools.cache
-def head_config(name: str) -> Any:
-    config: Any = OmegaConf.to_container(composed((f"head={name}",))[0].head)
-    if (config.get("hidden") or 0) > 16:
-        config["hidden"] = 4  # the random ones are thousands wide, and no other code
-    if name == "random_projection":
-        config["projections"] = 20
-    return config
 
 
 def batch_of(*texts: list[int]) -> TokenBatch:
@@ -56,7 +42,7 @@ def make(
     torch.manual_seed(0)
     if embedding is None:
         embedding = Table(V, D, padding_idx=0, scale=1.0)
-    made = build_head(copy.deepcopy(head_config(head)), embedding.dim, C, seed=0)
+    made = build_head(head_config(head), embedding.dim, C, seed=0)
     return TextClassifier(embedding, made, C, pairs=pairs, multilabel=multilabel)
 
 
@@ -211,7 +197,7 @@ def test_steps_of_training_with_every_head(head, pairs, multilabel):
 
 
 def test_the_activation_is_of_each_text_not_of_the_combination():
-    head = build_head(copy.deepcopy(head_config("mean")), D, C, seed=0)
+    head = build_head(head_config("mean"), D, C, seed=0)
     model = TextClassifier(Table(V, D, padding_idx=0, scale=1.0), head, C, pairs=True, activation="tanh")
     u, v = alone(model, FIRST[0]).tanh(), alone(model, SECOND[0]).tanh()
     expected = model.linear(torch.cat([u, v, (u - v).abs(), u * v]))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 import torch
+from running import HEADS, head_config
 from torch import Tensor
 
 from textbed.batch import TokenBatch
@@ -16,8 +15,6 @@ from textbed.embedding.ngrams import NGrams
 from textbed.embedding.table import FrontEnd
 from textbed.training import build_head
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-HEADS = sorted(path.stem for path in (CONFIGS / "head").glob("*.yaml"))
 V, D, PAD = 40, 6, 0
 TOKENS = ["<pad>", "<unk>", *(f"word{'x' * (number % 7)}{number}" for number in range(2, V))]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -38,9 +35,7 @@ class Model:
     def __init__(self, front_end: str, head: str) -> None:
         torch.manual_seed(0)
         self.embedding: FrontEnd = FRONT_ENDS[front_end]()
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = hydra.compose(f"head/{head}").head
-        self.head = build_head(config, self.embedding.dim, 3, seed=0).eval()
+        self.head = build_head(head_config(head), self.embedding.dim, 3, seed=0).eval()
 
     def __call__(self, documents: list[list[int]]) -> Tensor:
         offsets = torch.tensor([0, *map(len, documents)]).cumsum(0).int()

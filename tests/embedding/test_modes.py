@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import EMBEDDINGS, ROOT, composed, front_end
+from running import EMBEDDINGS, HEADS, front_end, head_config
 from torch import Tensor, nn
 
 from textbed.batch import TokenBatch
@@ -15,7 +15,6 @@ from textbed.embedding.table import FrontEnd, Table
 from textbed.training import build_head
 
 MODES = ["sum", "mean", "max"]
-HEADS = sorted(path.stem for path in (ROOT / "configs" / "head").glob("*.yaml"))
 V, D, PAD = 12, 6, 0
 CLOSE = {"rtol": 1e-5, "atol": 1e-4}  # sums of 50 rows, added in another order
 FOUND = torch.tensor([False, False, True, True, False, True, True, True, False, True, True, True])
@@ -142,7 +141,7 @@ def frozen_parts(embedding: FrontEnd) -> dict[str, Tensor]:
 def test_gradients_reach_what_learns_and_nothing_else(setting: str, head: str) -> None:
     embedding = make_moved(setting)
     torch.manual_seed(0)
-    layers = build_head(composed((f"head={head}",))[0].head, embedding.dim, 3, seed=0)
+    layers = build_head(head_config(head), embedding.dim, 3, seed=0)
     logits = nn.Linear(layers.out_dim, 3)(layers(batch_of(*TEXTS), embedding))
     nn.functional.cross_entropy(logits, torch.arange(len(TEXTS)) % 3).backward()
     frozen = SETTINGS[setting][0] == "thawed"  # from here on it is not told that time passes
@@ -159,7 +158,7 @@ def test_gradients_reach_what_learns_and_nothing_else(setting: str, head: str) -
 def test_a_batch_of_empty_documents_still_touches_every_parameter(setting: str, head: str) -> None:
     """DDP waits for a gradient of each parameter in each step, whatever a rank's documents are."""
     embedding = make(setting)
-    layers = build_head(composed((f"head={head}",))[0].head, embedding.dim, 3, seed=0)
+    layers = build_head(head_config(head), embedding.dim, 3, seed=0)
     features = layers(batch_of([], []), embedding)
     assert not features.any()
     total = features.sum()

@@ -7,9 +7,6 @@ allowed.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import hydra
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -17,6 +14,7 @@ from head_reference import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_heads import plain_of
+from running import HEADS, head_config
 from torch import Tensor, nn
 
 from textbed.batch import TokenBatch
@@ -25,8 +23,6 @@ from textbed.embedding.table import FrontEnd, Table
 from textbed.heads.base import Head
 from textbed.training import build_head
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-HEADS = sorted(path.stem for path in (CONFIGS / "head").glob("*.yaml"))
 V, D, C, PAD = 40, 6, 3, 0
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 # Heads to which a document is a bag of words; to all others order must matter.
@@ -39,11 +35,7 @@ DRAWN = {"random_projection", "random_lstm", "esn"}
 
 
 def make_head(name: str, seed: int = 0, dim: int = D) -> Head:
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose(f"head/{name}").head
-    if config.get("hidden", 0) and config.hidden > 512:
-        config.hidden = 32  # the random ones of thousands: minutes of work, and no other code
-    return build_head(config, dim, C, seed)
+    return build_head(head_config(name), dim, C, seed)
 
 
 def make_batch(documents: list[list[int]]) -> TokenBatch:
