@@ -99,8 +99,10 @@ def render(arguments: argparse.Namespace) -> str:
             say(line)
     if arguments.html:
         from textbed.runs import report
+        from textbed.runs.folder import say
 
         report.write(comparison, arguments.html, arguments.disagreements or report.MOST_DOCUMENTS)
+        say(f"page: {arguments.html}")
     tables, disagreeing = shown.tables(comparison), None
     if arguments.disagreements:
         between = tuple(arguments.between) if arguments.between else None

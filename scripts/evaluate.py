@@ -34,14 +34,16 @@ def main() -> int:
         import_own(arguments.modules)
         from textbed.runs.evaluation import evaluate
         from textbed.runs.summary import show_result
+        from textbed.training import quieten
 
         chosen = [one for one in arguments.overrides if one.startswith("split=")]
         others = [one for one in arguments.overrides if one not in chosen]
         split = chosen[-1].removeprefix("split=") if chosen else None
+        quieten()
         figures, by_class, file = evaluate(arguments.run, split, others)
         shown = {f"test/{name.partition('/')[2]}": value for name, value in figures.items()}
         note = f"written to {file}" if file else "nothing was kept: evaluations/ of the run cannot be written"
-        show_result(shown, Path(arguments.run), notes=[note], per_class=by_class)
+        show_result(shown, Path(arguments.run), notes=[note], per_class=by_class, split=split or "test")
         if file:
             print(file)
     return 0

@@ -235,7 +235,7 @@ def _warning_line(
     return _usual_warning(message, category, filename, lineno, line)
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Lightning's notes go to log.txt; on the screen only what a person has to act on."""
     for name in (None, "lightning", "lightning.pytorch", "lightning.fabric"):
         for handler in logging.getLogger(name).handlers:
@@ -253,7 +253,7 @@ def _quieten() -> None:
 
 
 def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, resumed: bool = False) -> None:
-    _quieten()
+    quieten()
     config.check_targets(cfg)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)

@@ -448,6 +448,7 @@ def mistake(*paths: Path, **how: Any) -> str:
 def test_mistakes(tmp_path: Path) -> None:
     two_heads(tmp_path)
     assert "Did you mean 'test/accuracy'?" in mistake(tmp_path, metrics=["test/acuracy"])
+    assert "Did you mean 'test/accuracy'?" in mistake(tmp_path, metrics=["accuracy"])
     assert "Did you mean 'head'?" in mistake(tmp_path, by=["haed"])
     line = mistake(tmp_path, against="grru")
     assert "expected one of gru; mean. Did you mean 'gru'?" in line

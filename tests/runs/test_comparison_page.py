@@ -294,7 +294,9 @@ def test_script(
         return ended.value.code  # type: ignore[return-value]
 
     assert run("--html", str(tmp_path / "report.html")) == 0
-    assert "81.25" in capsys.readouterr().out  # the table is printed all the same
+    printed = capsys.readouterr()
+    assert "81.25" in printed.out  # the table is printed all the same
+    assert printed.err == f"page: {tmp_path / 'report.html'}\n"
     assert "<!doctype html>" in (tmp_path / "report.html").read_text()
     monkeypatch.setitem(sys.modules, "vl_convert", None)  # type: ignore[arg-type]
     assert run("--html", str(tmp_path / "other.html")) == 1

@@ -69,6 +69,7 @@ def test_a_folder_that_cannot_be_written(
     told = capsys.readouterr()
     assert (ended.value.code, told.out) == (0, "")
     assert "nothing was kept: evaluations/ of the run cannot be written" in told.err
+    assert "GPU available" not in told.err
     (shown,) = [line for line in told.err.splitlines() if line.split()[:1] == ["accuracy"]]
     assert f"{run.read_metrics()['test/accuracy']:.4f}" in shown
 

@@ -250,6 +250,10 @@ def test_embeddings_are_the_heads_output(trained: Trained) -> None:
         given = [text for text in texts if text is None or isinstance(text, str)]
         for made in (model, pairs) if given else (pairs,):
             np.testing.assert_array_equal(made.embed(pa.array(texts)), made.embed(texts))
+            np.testing.assert_array_equal(made.embed(pa.array(texts).to_pandas()), made.embed(texts))
+    column = pa.array(["an owl", None]).to_pandas()  # NaN in the place of None, or pandas' NA
+    for missing in (column, column.astype("string"), ["an owl", float("nan")]):
+        np.testing.assert_array_equal(model.predict_proba(missing), model.predict_proba(["an owl", None]))
 
 
 def test_what_is_no_text(trained: Trained) -> None:
@@ -257,6 +261,8 @@ def test_what_is_no_text(trained: Trained) -> None:
     for given, expected in (
         (lambda: model.predict("a text"), r"write \[text\]"),
         (lambda: model.predict(["a", 3.5]), "text 2 is 3.5; expected a string"),
+        (lambda: model.predict({"text": ["a"]}), r"a table was given .* name its column, table\['text'\]"),
+        (lambda: model.predict(pa.table({"text": ["a"]})), "a table was given"),
         (lambda: model.predict([("a", "b")]), r"text 1 is \('a', 'b'\); expected a string"),
         (lambda: model.predict(["a"], batch_size=0), "batch_size=0"),
         (lambda: pairs.predict(["a", "b"]), r"text 1 is 'a'; this model classifies pairs"),

@@ -132,6 +132,8 @@ def test_texts_on_the_command_line(trained: Trained, model: Model) -> None:
         ("in.txt", b"", {}, r"in\.txt has no rows"),
         ("in.csv", b"text\n", {}, r"in\.csv has no rows"),
         ("in.csv", b"a,b\n1,2\n", {}, "--text: none of 'a', 'b' is plainly the text; name it, --text COLUMN"),
+        ("in.csv", b"a,b\n1,2\n", {}, "if the file has no header, set --no-header"),
+        ("in.csv", b"a;b\n1;2\n", {}, "separated by ';', set --delimiter ';'"),
         ("in.csv", b"a,text\n1,2\n", {"text": ["txt"]}, r"--text: no column 'txt'; .* Did you mean 'text'"),
         ("in.csv", b"a,text\n1,2\n", {"text": ["a", "text"]}, "2 columns are named; the model reads 1"),
         ("in.csv", b"a,text\n1,2\n3\n", {}, r"in\.csv, line 3: 1 values where the first row has 2"),

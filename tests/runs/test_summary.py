@@ -91,6 +91,16 @@ def test_result() -> None:
     assert lines[-1] == f"run folder  {folder}"  # in one piece
 
 
+def test_result_of_another_split() -> None:
+    screen = io.StringIO()
+    by_class = [{"class": "a", "precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 3}]
+    show_result({"test/accuracy": 0.5}, "/runs/a", screen, per_class=by_class, split="validation")
+    lines = [line.split() for line in screen.getvalue().splitlines()]
+    assert ["Validation,", "by", "class"] in lines
+    assert ["validation"] in lines
+    assert "test" not in screen.getvalue().lower()
+
+
 def test_result_without_test() -> None:
     screen = io.StringIO()
     show_result({"val/accuracy": 0.5}, "/runs/a", screen)

@@ -262,9 +262,10 @@ def _usable(runs: Sequence[Run], metrics: Sequence[str], notes: list[str]) -> li
     for metric in metrics:
         known = {name for run in runs for name, value in run.metrics.items() if _is_number(value)}
         if metric not in known:
+            near = f" Did you mean 'test/{metric}'?" if f"test/{metric}" in known else nearest(metric, known)
             raise UserError(
                 f"--metric {metric}: none of {len(runs)} runs has this figure; expected one such as "
-                f"test/accuracy or val/loss.{nearest(metric, known)}"
+                f"test/accuracy or val/loss.{near}"
             )
     unfinished = Counter(run.status for run in runs if run.status != "finished")
     if unfinished:

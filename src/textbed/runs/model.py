@@ -8,8 +8,10 @@ Shape letters: n texts, B of them in a batch, H width of what the head returns, 
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +104,7 @@ class Model:
         A model of pairs takes single texts here as well; of a pair it gives both texts' vectors, (n, 2, H).
         """
         texts = _checked(texts)
-        pairs = self.pairs and any(not isinstance(text, str) and text is not None for text in texts)
+        pairs = self.pairs and any(not isinstance(text, str) and not _is_missing(text) for text in texts)
         columns = columns_of(texts, self.pairs) if pairs else [_texts(texts)]
         parts = [self.network.read(batch) for batch in self._batches(columns, batch_size)]
         if pairs:
@@ -146,6 +148,8 @@ def _checked(texts: Any) -> Sequence[Any]:
     """A sequence of texts; a single string is a sequence too, but not what is meant."""
     if isinstance(texts, str):
         raise UserError("one string was given where a list of texts is expected: write [text]")
+    if isinstance(texts, Mapping) or hasattr(texts, "columns"):  # which would be read as its columns' names
+        raise UserError("a table was given where a list of texts is expected: name its column, table['text']")
     if hasattr(texts, "to_pylist"):  # Arrow, whose scalars are no strings
         return texts.to_pylist()
     return list(texts)
@@ -173,9 +177,16 @@ def columns_of(texts: Any, pairs: bool) -> list[list[str | None]]:
 def _texts(texts: Any) -> list[str | None]:
     checked = _checked(texts)
     for number, text in enumerate(checked, start=1):
-        if text is not None and not isinstance(text, str):
+        if not isinstance(text, str) and not _is_missing(text):
             raise UserError(f"text {number} is {_shown(text)}; expected a string")
-    return [None if text is None else str(text) for text in checked]
+    return [str(text) if isinstance(text, str) else None for text in checked]
+
+
+def _is_missing(text: Any) -> bool:
+    """None, or what pandas has in its place: NaN, or its NA."""
+    if isinstance(text, float):
+        return math.isnan(text)
+    return text is None or text is getattr(sys.modules.get("pandas"), "NA", None)
 
 
 def _shown(value: Any) -> str:

@@ -214,7 +214,10 @@ def text_columns(rows: Rows, model: Model, named: Sequence[str] | None, kind: st
             f"--text: the model classifies pairs, read from the columns {' and '.join(model.design.text)} "
             f"in training; name two of {', '.join(rows.schema.names)}: --text FIRST SECOND"
         )
-    found = find_texts(rows.schema, list(named) if named else None, kind, "--text")
+    try:
+        found = find_texts(rows.schema, list(named) if named else None, kind, "--text")
+    except UserError as error:
+        raise UserError(as_options(str(error))) from error
     if len(found) != expected:
         raise UserError(f"--text: {len(found)} columns are named; the model reads {expected}")
     return found

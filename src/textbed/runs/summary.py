@@ -134,6 +134,7 @@ def show_result(
     file: IO[str] | None = None,
     notes: Sequence[str] = (),
     per_class: Sequence[Mapping[str, Any]] = (),
+    split: str = "test",
 ) -> None:
     """Print what came of it: a table by class where there is room for one, and the one table at the end.
 
@@ -143,16 +144,19 @@ def show_result(
         folder: the run folder.
         notes: further lines, such as the epoch of the best checkpoint.
         per_class: for each class its name (``class``), ``precision``, ``recall``, ``f1`` and ``support``.
+        split: what the figures called ``test/...`` and ``per_class`` are of.
     """
     out = console(file)
     if 0 < len(per_class) <= _MAX_CLASSES:
-        classes = text_table("Test, by class", "class", "precision", "recall", "f1", "documents")
+        classes = text_table(
+            f"{split.capitalize()}, by class", "class", "precision", "recall", "f1", "documents"
+        )
         for row in per_class:
             values = (number(row[name]) for name in ("precision", "recall", "f1"))
             classes.add_row(escape(str(row["class"])), *values, f"{row['support']:,}")
         out.print(classes)
     stages = [stage for stage in ("test", "val") if any(key.startswith(f"{stage}/") for key in figures)]
-    titles = {"test": "test", "val": "best validation"}
+    titles = {"test": split, "val": "best validation"}
     table = text_table("Result", "", *([titles[stage] for stage in stages] or [""]))
     for name in _figure_names(figures, stages):
         table.add_row(escape(name), *(number(figures.get(f"{stage}/{name}")) for stage in stages))
