@@ -106,6 +106,19 @@ def test_the_command_prints_its_runs_in_order_and_fails_where_a_trial_did(
     assert {one["device"] for one in calls(tmp_path)} == {"4", "5"}
 
 
+def test_a_key_of_the_config_with_a_condition_gives_way_to_the_command_line(typed: Typed) -> None:
+    cfg, _ = typed("head=gru")
+    with open_dict(cfg):
+        cfg.hydra.sweeper.params = {
+            "head": "mean,gru",
+            "head.hidden": {"values": "8,16", "when": "head=gru"},
+            "seed": "0,1",
+        }
+        cfg.hydra.overrides.task = ["seed=5"]
+    command.Sweep().on_multirun_start(cfg)
+    assert list(cfg.hydra.sweeper.params) == ["head", "head.hidden"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
 def test_on_the_cpu_trials_are_forked_unless_told_otherwise(tmp_path: Path) -> None:
     cpu, gpu = [Slot("cpu 0", 1, {})], [Slot("gpu 0", 1, {"CUDA_VISIBLE_DEVICES": "0"})]

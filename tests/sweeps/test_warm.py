@@ -41,7 +41,7 @@ import os, sys, json, atexit, threading
 atexit.register(lambda: print("goodbye"))
 print(json.dumps({{
     "argv": sys.argv, "cwd": os.getcwd(), "file": __file__, "name": __name__,
-    "environment": dict(os.environ), "group": os.getpgid(0) == os.getpid(), "stdin": sys.stdin.read(),
+    "environment": dict(os.environ), "group": os.getpgid(0) == os.getpid(), "stdin": sys.stdin.readable(),
     "main": sys.modules["__main__"].__file__, "path": sys.path[0], "warm": "fractions" in sys.modules,
 }}), flush=True)
 if len(sys.argv) > 2: sys.exit(sys.argv[2])

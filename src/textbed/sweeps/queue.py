@@ -7,6 +7,7 @@ imports torch.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import warnings
@@ -198,9 +199,12 @@ class Queue:
 
     def _is_exhausted(self, rows: Sequence[Row]) -> bool:
         """Whether every point of a space of choices has been tried."""
-        if not all(dimension.choices for dimension in self.space):
-            return False
-        return len({tuple(row.point.items()) for row in rows}) >= size(self.space)
+        return len({tuple(row.point.items()) for row in rows}) >= self._size
+
+    @functools.cached_property
+    def _size(self) -> float:
+        """Number of points; infinite where numbers are drawn from an interval."""
+        return size(self.space) if all(dimension.choices for dimension in self.space) else math.inf
 
     def _end_as(self, trial: optuna.Trial, point: Mapping[str, str], twin: Row) -> None:
         trial.set_user_attr("point", point)

@@ -100,7 +100,7 @@ class Trial:
         self.words = self._words()
         self.child: Child | None = None
         if self._finished() is None:  # else its worker died before it could say so
-            pinned = {**slot.environment, LINK: str(self.link), "WANDB_RUN_GROUP": folder.path.name}
+            pinned = {**slot.environment, LINK: str(self.link)}
             environment = {key: value for key, value in os.environ.items() if key not in _NOT_PASSED_ON}
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write(f"$ {self.command}\n")

@@ -62,7 +62,7 @@ class Worker:
         with self._presence, _terms_as_interrupts():
             try:
                 for queue in queues(self.folder):
-                    self.queue = queue
+                    self.queue, self._next_ask = queue, 0.0
                     self._work(queue)
             except BaseException:
                 self._stop()
@@ -73,9 +73,9 @@ class Worker:
             self._presence.beat()
             self._look(queue)
             self._take_back(queue)
-            self._fill(queue)
+            nothing = self._fill(queue)
             self.listener.tick(self)
-            if not self.running and time.monotonic() < self._next_ask and queue.is_over():
+            if nothing and not self.running and queue.is_over():
                 return
             time.sleep(_LOOK_SECONDS)
 
@@ -102,17 +102,19 @@ class Worker:
         elif queue.end(job, ending, trial.seconds):
             self.listener.ended(trial, ending, False)
 
-    def _fill(self, queue: Queue) -> None:
+    def _fill(self, queue: Queue) -> bool:
+        """Begin a trial in every free slot; whether it found that there is none at present."""
         if time.monotonic() < self._next_ask:
-            return
+            return False
         for place, slot in enumerate(self.slots):
             if place in self.running:
                 continue
             job = queue.claim(self._presence, slot.name)
             if job is None:
                 self._next_ask = time.monotonic() + _ASK_SECONDS
-                return
+                return True
             self._begin(place, job)
+        return False
 
     def _begin(self, place: int, job: Job) -> None:
         trial = Trial(self.folder, job, self.slots[place], self._start)
