@@ -118,6 +118,17 @@ def test_scikit_learns_own_checks(check: str) -> None:
     getattr(estimator_checks, check)("TextClassifier", TextClassifier())
 
 
+def test_settings_that_there_are_not() -> None:
+    for settings, line in (
+        ({"head": "meen"}, "^head=meen: expected one of .* Did you mean 'mean'"),
+        ({"optimizer": "sgdd"}, "^optimizer=sgdd: .* Did you mean 'sgd'"),
+        ({"overrides": ["head.hiden=3"]}, "head.hiden"),
+    ):
+        with pytest.raises(UserError, match=line) as caught:
+            TextClassifier(**settings).fit(["a", "b"], ["x", "y"])
+        assert "\n" not in str(caught.value)
+
+
 def test_what_is_no_text() -> None:
     for given, line in (
         (np.zeros((2, 2)), r"text 1 is .*0\.0.*; expected a string"),

@@ -79,6 +79,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
 
         import textbed.schema  # noqa: F401  the schema must be registered before anything is composed
         from textbed import config
+        from textbed.command import explain
         from textbed.runs.model import columns_of, load
         from textbed.training import train
 
@@ -111,7 +112,13 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
             ]
             configs = Path(__file__).resolve().parents[2] / "configs"
             with initialize_config_dir(str(configs), version_base="1.3"):
-                cfg = config.check(compose("train", overrides))
+                try:
+                    cfg = config.check(compose("train", overrides))
+                except Exception as error:
+                    line = explain(error, configs)
+                    if line is None:
+                        raise
+                    raise UserError(line) from error
             folder = train(cfg, overrides)
             assert folder is not None
             self.model_ = load(folder)
