@@ -8,8 +8,10 @@ import copy
 import csv
 import functools
 import math
+import multiprocessing
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,58 @@ def threads_restored() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def in_two_processes(function: Callable[[], Any], launcher: str = "torchrun", **more: Any) -> list[Any]:
+    """What ``function`` returns in each of two processes of one run, as ``torchrun`` or ``srun`` starts them.
+
+    They are forked off this one, so that nothing is imported again.
+
+    Args:
+        function: called without arguments, or with what ``more`` holds.
+
+    Returns:
+        For each process what was returned; None where it was killed or failed.
+    """
+    import torch
+    from lightning.fabric.plugins.environments.lightning import find_free_network_port
+
+    port = find_free_network_port()
+    ours = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if launcher == "torchrun":
+        store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+        assert store.port == port  # torchrun itself holds it
+        ours |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": "2"}
+        numbered = ("RANK", "LOCAL_RANK")
+    else:
+        ours |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "SLURM_JOB_ID": "1"}
+        numbered = ("SLURM_PROCID", "SLURM_LOCALID")
+
+    def work(rank: int, to: Any) -> None:
+        os.environ.update(ours | dict.fromkeys(numbered, str(rank)))
+        torch.set_num_threads(1)
+        to.send(function(**more))
+
+    context = multiprocessing.get_context("fork")
+    ends = [context.Pipe(duplex=False) for _ in range(2)]
+    processes = [context.Process(target=work, args=(rank, ends[rank][1])) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for _, given in ends:
+        given.close()
+    try:
+        found = []
+        for taken, _ in ends:
+            with contextlib.suppress(EOFError):
+                assert taken.poll(120), "a process hangs"
+                found.append(taken.recv())
+                continue
+            found.append(None)
+    finally:
+        for process in processes:
+            process.join(20)
+            process.kill()
+    return found
 
 
 EMBEDDINGS = sorted(path.stem for path in (ROOT / "configs" / "embedding").glob("*.yaml"))

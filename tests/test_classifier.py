@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
-import json
 import math
-import subprocess
-import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -20,7 +17,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import FSDPPrecision
 from omegaconf import OmegaConf
-from running import front_end
+from running import front_end, in_two_processes
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
@@ -782,29 +779,14 @@ def distributed_results(devices):
         result[name] = {key: value.tolist() for key, value in embedding.state_dict().items()}
         moved = {key for key, value in embedding.state_dict().items() if not torch.equal(value, start[key])}
         assert moved == {key for key, value in embedding.named_parameters() if value.requires_grad}
-    return result, trainer.global_rank
-
-
-TWO_PROCESSES = """
-import json, sys
-import torch
-sys.path.insert(0, {tests!r})
-torch.set_num_threads(1)
-from test_classifier import distributed_results
-result, rank = distributed_results(2)
-with open({out!r} + f"/{{rank}}.json", "w") as file:
-    json.dump(result, file)
-"""
+    return result
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_figures_of_one(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), out=str(tmp_path)))
-    subprocess.run([sys.executable, script], check=True, timeout=240)
-    first, second = (json.loads((tmp_path / name).read_text()) for name in ("0.json", "1.json"))
+def test_two_processes_give_the_figures_of_one():
+    first, second = in_two_processes(distributed_results, devices=2)
     assert first == second
-    one, _ = distributed_results(1)
+    one = distributed_results(1)
     for name, count in (("uneven", 41), ("single", 1), ("multilabel", 23)):
         assert first[name]["rows"] == list(range(count))
         assert first[name]["labels"] == one[name]["labels"]

@@ -3,15 +3,13 @@ drawn."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from running import ROOT, Runs, assert_same_run, documents, figures, on, predictions, write_csv
+from running import Runs, assert_same_run, documents, figures, in_two_processes, on, predictions, write_csv
 from torch import nn
 
 from textbed import pooled, training
@@ -25,6 +23,7 @@ from textbed.heads.pooling import Hierarchical, Pooling
 from textbed.heads.recurrent import Recurrent
 from textbed.pooled import PooledDocuments, can_be_reused, mebibytes
 from textbed.runs.folder import RunFolder
+from textbed.training import train
 
 
 class Column:
@@ -303,20 +302,11 @@ def test_the_bound_on_memory(
 
 
 @pytest.mark.slow
-def test_two_processes_reuse(runs: Runs, topics: Path, vectors: Path) -> None:
-    for more in ("name=reused", "classifier.reuse_mib=0"):
-        done = subprocess.run(
-            [
-                sys.executable,
-                str(ROOT / "train.py"),
-                *runs.usual,
-                *frozen(topics, vectors, "trainer=ddp_sim", more),
-            ],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        assert ("documents are pooled once" in done.stderr) == (more == "name=reused")
+def test_two_processes_reuse(runs: Runs, topics: Path, vectors: Path, capfd: Any) -> None:
+    def work() -> None:
+        for more in ("name=reused", "classifier.reuse_mib=0"):
+            train(runs.config(*frozen(topics, vectors, "trainer=ddp_sim", more)))
+
+    in_two_processes(work)
+    assert capfd.readouterr().err.count("documents are pooled once") == 1
     assert_same_run(*runs.made())

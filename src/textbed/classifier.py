@@ -22,7 +22,7 @@ import torchmetrics.classification as tm
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MetricCollection
@@ -31,6 +31,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from textbed.batch import TokenBatch
 from textbed.data.loading import TokenLoader
 from textbed.embedding import optimizers
+from textbed.embedding.sharding import Shard
 from textbed.embedding.table import FrontEnd, Table
 from textbed.errors import UserError, nearest
 from textbed.heads.base import Head
@@ -316,6 +317,13 @@ class TextClassifier(Network, pl.LightningModule):
         loss = loss_sum / weight_sum
         self.last_loss = loss.detach()
         if self.trainer.world_size > 1:
+            # Processes may have different numbers of documents: those left over at the end of an epoch, or as
+            # many as a budget in tokens gives. DDP takes the mean of their gradients, which is that of one
+            # process over all documents if each has its share of the sum. Costs the sending of two numbers.
+            sums = torch.stack([loss_sum.detach(), torch.as_tensor(weight_sum).to(loss_sum)])
+            torch.distributed.all_reduce(sums)
+            self.last_loss = sums[0] / sums[1]
+            loss = loss_sum * (self.trainer.world_size / sums[1])
             # DDP waits for a gradient of every parameter, and would never share that of one which began
             # without. So a frozen table gets zeros, at the price of a real gradient, and
             # on_before_optimizer_step takes them away.
@@ -357,11 +365,27 @@ class TextClassifier(Network, pl.LightningModule):
         # For a checkpoint in the middle of an epoch, whose mean is to be of the whole epoch after a resume.
         checkpoint["train_loss_sums"] = self._sums().tolist()
         checkpoint["figures"] = {name: value for name, value in self.figures.items() if name[:4] == "val/"}
+        self._change_state(checkpoint, lambda shard, part: shard.gather(part))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._pooled.clear()  # by other weights, and of splits that are not needed any more
+        self._change_state(checkpoint, lambda shard, whole: whole[shard.kept])
         sums = checkpoint.get("train_loss_sums", [0.0, 0.0]) if self.global_rank == 0 else [0.0, 0.0]
         self._loss_sum, self._weight_sum = sums
+
+    def _change_state(self, checkpoint: dict[str, Any], change: Callable[[Shard, Tensor], Tensor]) -> None:
+        """Change the optimizer's state of tables that lie in parts; a checkpoint has it whole."""
+        shards = {
+            id(part.table.weight): part.shard for part in self.embedding.modules() if isinstance(part, Table)
+        }
+        for states in checkpoint.get("optimizer_states", []):
+            for number, parameter in enumerate(self._table_parameters()):
+                shard, state = shards.get(id(parameter)), states["state"].get(number)
+                if shard is not None and state is not None:
+                    states["state"][number] = {
+                        name: change(shard, value) if torch.is_tensor(value) and value.ndim else value
+                        for name, value in state.items()
+                    }
 
     # ---- evaluation
 
@@ -571,10 +595,14 @@ class TextClassifier(Network, pl.LightningModule):
             )
         return int(total)
 
+    def _table_parameters(self) -> list[nn.Parameter]:
+        """All that the front end learns: the first group of the optimizer's."""
+        return [parameter for parameter in self.embedding.parameters() if parameter.requires_grad]
+
     def _optimizer(self) -> Optimizer:
-        in_table = {id(parameter) for parameter in self.embedding.parameters()}
+        table = self._table_parameters()
+        in_table = {id(parameter) for parameter in table}
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        table = [parameter for parameter in trained if id(parameter) in in_table]
         own = {"lr": self.table_lr, "weight_decay": self.table_weight_decay}
         groups: list[dict[str, Any]] = [
             {"params": table, "name": "table"}

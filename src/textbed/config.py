@@ -136,6 +136,7 @@ def check(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -> DictConfi
     values["head"] = _check_head(values["head"])
     _check_gradient(values)
     _check_max_norm(values)
+    _check_sharded(values)
     _check_numbers(values)
     _check_monitors(values)
     _check_class_weights(values["classifier"]["class_weights"])
@@ -833,7 +834,7 @@ def _no_shared_gradient(trainer: Mapping[str, Any], given: str, dense: str) -> s
         return f"{given}: the GPU of an Apple computer has no sparse gradients; give {dense}, or trainer=cpu."
     if _divides_weights(name):
         return f"{given}: trainer.strategy={name} cannot divide sparse gradients; give {dense}."
-    alone = _is_alone(trainer) and "ddp" not in name
+    alone = is_alone(trainer) and "ddp" not in name
     if not alone and accelerator != "cpu" and own.get("process_group_backend") != "gloo":
         return (
             f"{given}: NCCL, through which GPUs share gradients, has no sparse ones; "
@@ -854,7 +855,7 @@ def _divides_weights(strategy: str) -> bool:
     return re.search("fsdp|deepspeed|model_?parallel", strategy) is not None
 
 
-def _is_alone(trainer: Mapping[str, Any]) -> bool:
+def is_alone(trainer: Mapping[str, Any]) -> bool:
     """Whether there is one process for certain: ``auto``, Lightning's default, may be several GPUs."""
     devices = trainer.get("devices", "auto")
     if isinstance(devices, Sequence) and not isinstance(devices, str):
@@ -876,12 +877,33 @@ def _check_max_norm(values: Mapping[str, Any]) -> None:
             f"trainer.strategy={strategy} divides the weights whose length is bounded; "
             "give classifier.max_norm=null, or trainer=ddp.",
         )
-    if embedding.get("max_norm") is not None and embedding["trainable"] and not _is_alone(trainer):
+    if embedding.get("max_norm") is not None and embedding["trainable"] and not is_alone(trainer):
         raise wrong(
             "embedding.max_norm",
             embedding["max_norm"],
             "several processes would each shorten other rows, and their tables drift apart; "
             "give embedding.max_norm=null, or trainer.devices=1 trainer.num_nodes=1.",
+        )
+
+
+def _check_sharded(values: Mapping[str, Any]) -> None:
+    """What needs all rows of a table at once, and finds but a process's share."""
+    embedding, trainer = values["embedding"], values["trainer"]
+    if not embedding.get("sharded") or is_alone(trainer):
+        return
+    for key in ("max_norm", "scale_grad_by_freq", "pull"):
+        if embedding.get(key):
+            raise wrong(
+                f"embedding.{key}",
+                embedding[key],
+                "a table divided among processes has none; leave it out, or give embedding.sharded=false.",
+            )
+    if trainer.get("gradient_clip_val") and trainer.get("gradient_clip_algorithm") in ("norm", None):
+        raise wrong(
+            "trainer.gradient_clip_val",
+            trainer["gradient_clip_val"],
+            "no process has the whole gradient whose norm is bounded (embedding.sharded=true); "
+            "give trainer.gradient_clip_algorithm=value.",
         )
 
 

@@ -332,6 +332,9 @@ class EmbeddingConfig:
     """Strength of an L2 pull of the rows in a batch back to their pretrained vectors; a row in one of the k
     batches or processes of a step is pulled 1/k as hard. Over n-grams it pulls the row of a word that stands
     alone, character n-grams included."""
+    sharded: bool = key(False)
+    """Whether each process of a run keeps but its share of the rows, with their optimizer state: for a table
+    that does not fit a device."""
     missing: str = key("random", choices=("random", "zeros", "mean", "shared"))
     """Rows without a pretrained vector: drawn as `init` says, zeros, the vectors' mean, or one for all."""
     train_missing: bool = key(False)
@@ -390,7 +393,7 @@ class EmbeddingConfig:
 RECIPE_KEYS = (
     "trainable", "vectors", "case", "unseen", "dim", "reduce", "remove_components", "gradient", "lr",
     "weight_decay", "scheduler",
-    "word_dropout", "row_dropout", "noise", "token_weights", "sif_a", "pull",
+    "word_dropout", "row_dropout", "noise", "token_weights", "sif_a", "pull", "sharded",
 )  # fmt: skip
 # Those of them that the class is given as well.
 PASSED_ON = ("trainable", "dim")

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import logging
 import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,9 @@ from hydra.utils import get_class, instantiate
 from lightning.pytorch.callbacks import Checkpoint, LambdaCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from omegaconf import DictConfig, OmegaConf
+from torch.nn.parallel import DistributedDataParallel
 
 from textbed import command, config
 from textbed.callbacks import AtomicCheckpointIO, Checkpoints, Timing, make_callbacks
@@ -32,6 +35,7 @@ from textbed.embedding import vectors
 from textbed.embedding.effects import Effects, idf_weights, sif_weights
 from textbed.embedding.gradient import set_gradient
 from textbed.embedding.report import coverage
+from textbed.embedding.sharding import whole_size
 from textbed.embedding.table import FrontEnd, Table
 from textbed.embedding.vectors import shaping
 from textbed.errors import UserError
@@ -39,6 +43,7 @@ from textbed.heads.base import Head
 from textbed.heads.budget import widest
 from textbed.network import Design, make_head, seeded
 from textbed.pooled import can_be_reused, mebibytes
+from textbed.ranks import RankLost, Ranks, joined
 from textbed.runs import embedding_report, pictures
 from textbed.runs.embedding_report import TableReport
 from textbed.runs.folder import RunFolder, is_rank_zero, peak_memory, say, write_json, write_text
@@ -63,6 +68,11 @@ RESUME_MAY_CHANGE = (
 # What alters no figure: of several folds some may have ended already.
 FOLDS_MAY_CHANGE = ("data.mirror", "data.path", "data.workers", "classifier.reuse_mib", "threads")
 
+FOLDS_ALONE = (
+    "cross_validate=true: folds follow one another in one process; give trainer.devices=1, or run each fold "
+    "by itself: data.fold=NUMBER"
+)
+
 
 def train(
     cfg: DictConfig, overrides: Sequence[str] = (), choices: Mapping[str, Any] | None = None
@@ -81,19 +91,23 @@ def train(
         UserError: a mistake in the configuration or the data. If it shows before training, nothing is left
             behind.
     """
-    folder = RunFolder.create(cfg.paths.runs, cfg.name)
-    with _recording(folder, new=True):
-        taken = {
-            group: option
-            for group, option in (choices or {}).items()
-            if group in cfg or group in GLOBAL_GROUPS
-        }
-        folder.start(OmegaConf.to_yaml(cfg), overrides, cfg.seed, cfg.threads, choices=taken)
-        if cfg.cross_validate:
-            _run_folds(cfg, folder, overrides, taken)
+    with joined(cfg.trainer) as ranks:
+        if ranks.first:
+            folder = RunFolder.create(cfg.paths.runs, cfg.name)
         else:
-            _run(cfg, folder)
-    return folder.path if is_rank_zero() else None
+            folder = RunFolder(ranks.hear("folder"))
+        with _recording(folder, ranks, new=True):
+            taken = {
+                group: option
+                for group, option in (choices or {}).items()
+                if group in cfg or group in GLOBAL_GROUPS
+            }
+            folder.start(OmegaConf.to_yaml(cfg), overrides, cfg.seed, cfg.threads, choices=taken)
+            if cfg.cross_validate:
+                _run_folds(cfg, folder, ranks, overrides, taken)
+            else:
+                _run(cfg, folder, ranks)
+    return folder.path if ranks.first else None
 
 
 def resume(path: str, overrides: Sequence[str]) -> Path | None:
@@ -126,28 +140,31 @@ def resume(path: str, overrides: Sequence[str]) -> Path | None:
     if folder.info().get("status") == "finished" and (cfg.cross_validate or not overrides):
         train_on = "" if cfg.cross_validate else "; to train on, give trainer.max_epochs=NUMBER as well"
         raise UserError(f"{path}: this run is finished{train_on}.")
-    if cfg.cross_validate:
-        folder.resume(overrides)
-        with _recording(folder, new=False):
-            _run_folds(cfg, folder, folder.overrides(), folder.info().get("choices") or {}, changed=overrides)
-    else:
-        _go_on(cfg, folder, overrides)
-    return folder.path if is_rank_zero() else None
+    with joined(cfg.trainer) as ranks:
+        if cfg.cross_validate:
+            folder.resume(overrides)
+            with _recording(folder, ranks, new=False):
+                choices = folder.info().get("choices") or {}
+                _run_folds(cfg, folder, ranks, folder.overrides(), choices, changed=overrides)
+        else:
+            _go_on(cfg, folder, ranks, overrides)
+    return folder.path if ranks.first else None
 
 
-def _go_on(cfg: DictConfig, folder: RunFolder, overrides: Sequence[str]) -> None:
+def _go_on(cfg: DictConfig, folder: RunFolder, ranks: Ranks, overrides: Sequence[str]) -> None:
     checkpoint = folder.checkpoint_to_resume()
     if checkpoint and _is_between_steps(checkpoint, cfg.trainer.get("accumulate_grad_batches", 1)):
         say(f"{checkpoint.name} was written between two optimizer steps: the run starts anew")
         checkpoint = None
     folder.resume(overrides)
-    with _recording(folder, new=False):
-        _run(cfg, folder, checkpoint, resumed=True)
+    with _recording(folder, ranks, new=False):
+        _run(cfg, folder, ranks, checkpoint, resumed=True)
 
 
 def _run_folds(
     cfg: DictConfig,
     folder: RunFolder,
+    ranks: Ranks,
     overrides: Sequence[str],
     choices: Mapping[str, Any],
     changed: Sequence[str] = (),
@@ -158,6 +175,8 @@ def _run_folds(
         overrides: what was typed when the run began.
         changed: what was typed to change it now.
     """
+    if not ranks.first:
+        raise UserError(FOLDS_ALONE)
     typed = [one for one in overrides if one.lstrip("+~").partition("=")[0] != "cross_validate"]
     for number in range(cfg.data.folds):
         own = copy.deepcopy(cfg)
@@ -167,14 +186,14 @@ def _run_folds(
             if _is_begun(fold):
                 if fold.info()["status"] != "finished":
                     say(f"fold {number} of {cfg.data.folds} (counted from 0), gone on with")
-                    _go_on(own, fold, changed)
+                    _go_on(own, fold, ranks, changed)
                 continue
             say(f"fold {number} of {cfg.data.folds} (counted from 0)")
             fold = folder.create_fold(number)
-            with _recording(fold, new=True):
+            with _recording(fold, ranks, new=True):
                 text = OmegaConf.to_yaml(own)
                 fold.start(text, [*typed, f"data.fold={number}"], cfg.seed, cfg.threads, choices=choices)
-                _run(own, fold)
+                _run(own, fold, ranks)
         except UserError as error:
             raise UserError(f"fold {number}: {error}") from error
         except Exception as error:
@@ -197,10 +216,18 @@ def _is_begun(fold: RunFolder) -> bool:
 
 
 @contextlib.contextmanager
-def _recording(folder: RunFolder, new: bool) -> Any:
+def _recording(folder: RunFolder, ranks: Ranks, new: bool) -> Any:
     """Keep a log of the block, and write down how it ended."""
+
+    def give_up(line: str) -> None:
+        folder.finish("failed", line)
+        print(f"error: {line}", file=sys.stderr)
+
+    ranks.give_up = give_up
+    if ranks.first:
+        ranks.tell(folder=str(folder.path))
     try:
-        with folder.logging():
+        with folder.logging(), ranks.explained():
             yield
     except (KeyboardInterrupt, SystemExit) as error:
         # Lightning turns Ctrl-C and SIGTERM into an exit of its own.
@@ -210,7 +237,8 @@ def _recording(folder: RunFolder, new: bool) -> Any:
         raise KeyboardInterrupt from error
     except BaseException as error:
         mistake = command.explain(error)
-        if new and mistake is not None and folder.info().get("phase") == "setup":
+        early = new and folder.info().get("phase") == "setup"
+        if early and mistake is not None and not isinstance(error, RankLost):
             folder.discard()  # it showed before anything was computed
         else:
             folder.finish("failed", mistake or error)
@@ -252,7 +280,9 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
 
 
-def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, resumed: bool = False) -> None:
+def _run(
+    cfg: DictConfig, folder: RunFolder, ranks: Ranks, checkpoint: Path | None = None, resumed: bool = False
+) -> None:
     quieten()
     config.check_targets(cfg)
     if cfg.threads is not None:
@@ -262,23 +292,25 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
     callbacks.append(LambdaCallback(on_train_start=lambda *_: folder.update(phase="fit")))
     timing = next((callback for callback in callbacks if isinstance(callback, Timing)), None) or Timing()
 
-    with timing.phase("data"):
-        data = TextDataModule(cfg.data, cfg.tokenizer, Path(cfg.paths.cache), cfg.seed)
-        data.setup()
-        if cfg.test and "test" not in data.sets:
-            raise UserError(
-                "test=true: there is no test split, and data.test=0 sets none aside; give test=false, or a "
-                "share such as data.test=0.2."
-            )
-        for key, node in (("scheduler", cfg.scheduler), ("embedding.scheduler", cfg.embedding.scheduler)):
-            if node is not None and node.get("monitor") and "validation" not in data.sets:
+    with ranks.in_turn():
+        with timing.phase("data"):
+            data = TextDataModule(cfg.data, cfg.tokenizer, Path(cfg.paths.cache), cfg.seed)
+            data.setup()
+            if cfg.test and "test" not in data.sets:
                 raise UserError(
-                    f"{key}.monitor={node.monitor}: there is no validation split to look at; give a share "
-                    "such as data.validation=0.1, or another scheduler."
+                    "test=true: there is no test split, and data.test=0 sets none aside; give test=false, or "
+                    "a share such as data.test=0.2."
                 )
+            for key, node in (("scheduler", cfg.scheduler), ("embedding.scheduler", cfg.embedding.scheduler)):
+                if node is not None and node.get("monitor") and "validation" not in data.sets:
+                    raise UserError(
+                        f"{key}.monitor={node.monitor}: there is no validation split to look at; give a "
+                        "share such as data.validation=0.1, or another scheduler."
+                    )
+        with timing.phase("model"):
+            model, covered = build_model(cfg, data)
 
     with timing.phase("model"):
-        model, covered = build_model(cfg, data)
         work = multiply_adds(model, data)
         _keep_data(folder, data, resumed)
         if is_rank_zero():
@@ -294,18 +326,20 @@ def _run(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None = None, res
             default_root_dir=str(folder.path),
             plugins=[AtomicCheckpointIO()],
         )
+        if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
+            # Its own watch kills all processes within five seconds of a loss, this one too, before it can say
+            # what happened; unless there is none left to look at.
+            ranks.on_loss = lambda: launcher.procs.clear()
         if folder.whole is not None and trainer.world_size > 1:
-            raise UserError(
-                "cross_validate=true: folds follow one another in one process; give trainer.devices=1, or "
-                "run each fold by itself: data.fold=NUMBER"
-            )
+            raise UserError(FOLDS_ALONE)
         data.trainer = trainer  # which knows how many processes share the documents
+        divided = _divide_tables(data, model, trainer) if cfg.embedding.sharded else None
         reused = _reuse_pooled(cfg, data, model, trainer)
         folder.update(device=_device(trainer))
         if resumed and is_rank_zero():
             write_text(folder.config_file, OmegaConf.to_yaml(cfg))  # with what changed, for the next resume
     if is_rank_zero():
-        notes = [reused, f"going on from {checkpoint}" if checkpoint else None]
+        notes = [divided, reused, f"going on from {checkpoint}" if checkpoint else None]
         show_overview(_overview(cfg, data, model, trainer, work, covered, notes))
 
     try:
@@ -673,6 +707,30 @@ def _vectors(cfg: DictConfig, data: TextDataModule) -> tuple[np.ndarray, np.ndar
     )
 
 
+def _divide_tables(data: TextDataModule, model: TextClassifier, trainer: pl.Trainer) -> str | None:
+    """Leave each process but its share of the tables' rows; the overview's line on it. Alone it keeps all."""
+    size = trainer.world_size
+    if size == 1:
+        return None
+    if not isinstance(trainer.strategy, DDPStrategy):
+        raise UserError(
+            "embedding.sharded=true: the processes have to hold all else alike; give trainer=ddp."
+        )
+    for split, documents in data.sets.items():
+        if len(documents) < size:  # a process without a document would not take part in a lookup
+            raise UserError(
+                f"embedding.sharded=true: the {split} split has {len(documents)} documents for {size} "
+                f"processes; set trainer.devices to {len(documents)} or fewer."
+            )
+    names = []
+    for name, table in model.named_modules():
+        if isinstance(table, Table):
+            table.divide(trainer.global_rank, size)
+            names.append(f"{name}.table.weight")
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+    return f"the rows of the table are divided among {size} processes"
+
+
 def _reuse_pooled(
     cfg: DictConfig, data: TextDataModule, model: TextClassifier, trainer: pl.Trainer
 ) -> str | None:
@@ -768,7 +826,7 @@ def _thaw_notes(model: TextClassifier, trainer: pl.Trainer, batches: int) -> lis
 
 
 def _size(part: torch.nn.Module) -> PartSummary:
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in part.parameters()]
+    sizes = [(whole_size(parameter), parameter.requires_grad) for parameter in part.parameters()]
     return PartSummary(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
 
 

@@ -321,9 +321,9 @@ class ShuffledBatches(_Batches):
     """Every document exactly once per epoch, in an order drawn anew from (seed, epoch).
 
     A step trains on ``batch_size * world_size`` documents, the last step of an epoch on those left over,
-    dealt out to the processes as evenly as can be. Each process takes the mean loss of its own documents, and
-    the gradients of all processes are averaged: where the parts differ by a document, or hold different
-    numbers of documents under a budget in tokens, a document in the smaller part weighs a little more.
+    dealt out to the processes as evenly as can be. Where the parts differ by a document, or hold different
+    numbers of documents under a budget in tokens, ``TextClassifier`` weighs the losses so that a step is that
+    of one process over all of its documents.
 
     Under a budget in tokens the batches that an order gives vary by a few from epoch to epoch, while
     Lightning asks for their number once. So it is fixed a little above what the first epochs need, the

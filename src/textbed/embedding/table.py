@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from textbed.batch import Reduction, TokenBatch
 from textbed.embedding import bag
+from textbed.embedding.sharding import Shard, divide
 from textbed.errors import UserError, nearest
 
 Initialisation = Literal[
@@ -229,6 +230,7 @@ class Table(FrontEnd):
             weight[padding_idx] = 0
         if max_norm is not None:
             torch.embedding_renorm_(weight, torch.arange(num_embeddings), max_norm, norm_type)
+        self.shard: Shard | None = None
         self.dim = dim
         self.padding_idx = padding_idx
         self.frozen_epochs, self.frozen_steps = frozen_epochs, frozen_steps
@@ -289,6 +291,29 @@ class Table(FrontEnd):
     def fixed(self) -> bool:
         """Whether nothing in here learns: a table draws nothing at random."""
         return not any(parameter.requires_grad for parameter in self.parameters())
+
+    # ---- divided among processes
+
+    def divide(self, rank: int, size: int) -> None:
+        """Keep but this process's block of the rows; ``size`` processes have to be of one run, and in step.
+
+        ``state_dict`` goes on giving the whole table, in process 0, and has to be called in all of them;
+        ``load_state_dict`` takes the whole. There is no ``max_norm`` and no ``scale_grad_by_freq`` then.
+        """
+        assert self.table.max_norm is None
+        assert not self.table.scale_grad_by_freq
+        shard = self.shard = Shard(self.table.num_embeddings, rank, size)
+        self.table.weight = divide(self.table.weight, shard)
+
+        def gather(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+            state[f"{prefix}table.weight"] = shard.gather(state[f"{prefix}table.weight"])
+
+        def take(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+            name = f"{prefix}table.weight"
+            state[name] = state[name][shard.kept]
+
+        self.register_state_dict_post_hook(gather)
+        self.register_load_state_dict_pre_hook(take)
 
     # ---- thawing
 
@@ -361,12 +386,18 @@ class Table(FrontEnd):
 
     def _look_up(self, batch: TokenBatch) -> Tensor:
         weight, table = self._weight(batch), self.table
+        if self.shard is not None:
+            fetch = self.shard.fetch
+            return bag.look_up(*fetch(weight, batch, padding_idx=self.padding_idx, sparse=table.sparse))
         if not table.scale_grad_by_freq:
             return bag.look_up(weight, batch, padding_idx=self.padding_idx, sparse=table.sparse)
         rows_ND = F.embedding(batch.ids, weight, self.padding_idx, scale_grad_by_freq=True)
         return rows_ND if batch.weights is None else rows_ND * batch.weights.unsqueeze(1)
 
     def _pool(self, batch: TokenBatch, mode: Reduction) -> Tensor:
+        if self.shard is not None:
+            batch = batch.without(self.padding_idx)
+            return bag.pool(*self.shard.fetch(self._weight(batch), batch, sparse=self.table.sparse), mode)
         if self.table.scale_grad_by_freq and self.table.weight.requires_grad and not self.frozen:
             # In torch 2.13 embedding_bag's own is wrong on the CPU, dividing one token's gradient by the
             # count of another (pytorch#190063), and left out on MPS.

@@ -73,10 +73,6 @@ FORMAT = 1
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
 _NOT_A_FOLDER = {errno.ENOTDIR, errno.EEXIST}
-# Set by the first process of a run for the processes that Lightning starts beside it (DDP): they must not
-# make a folder of their own. It is read by ranks above 0 only, so a later run in the same process is not
-# misled.
-_SHARED = "TEXTBED_RUN_FOLDER"
 LINK = "TEXTBED_RUN_LINK"
 """Variable of the environment: a new run makes a link to its folder there, for who started it to find it."""
 # A diff beyond this is cut: generated files under version control should not fill a run folder.
@@ -302,8 +298,7 @@ class RunFolder:
     def create(cls, root: str | os.PathLike[str], name: str) -> RunFolder:
         """Make ``root/name/<YYYYmmdd-HHMMSS>-<6 hex digits>`` and mark it as running.
 
-        The folder is made exclusively, so any number of runs may start in the same second. In a rank above 0
-        this is the folder of rank 0.
+        The folder is made exclusively, so any number of runs may start in the same second.
 
         Raises:
             UserError: the place cannot be written to, or ``name`` is no relative folder name.
@@ -313,8 +308,6 @@ class RunFolder:
             raise UserError(
                 f"name={name!r}: expected a folder name to stand under paths.runs, such as name=imdb-gru"
             )
-        if not is_rank_zero() and _SHARED in os.environ:
-            return cls(os.environ[_SHARED])
         parent = Path(root).expanduser() / name
         with writing(parent):
             parent.mkdir(parents=True, exist_ok=True)
@@ -326,7 +319,6 @@ class RunFolder:
                 except FileExistsError:
                     continue
         folder = cls(path)
-        os.environ[_SHARED] = str(folder.path)
         if os.environ.get(LINK):
             with replacing(Path(os.environ[LINK])) as temporary:
                 temporary.symlink_to(folder.path, target_is_directory=True)
@@ -472,7 +464,6 @@ class RunFolder:
         """
         if not is_rank_zero():
             return
-        os.environ[_SHARED] = str(self.path)
         self._take_lock()
         for place in (self.path, self.checkpoints, self.tokenizer, self.predictions, self.pictures):
             for leftover in place.glob(".*.tmp"):
