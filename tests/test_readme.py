@@ -60,6 +60,8 @@ def commands(page: Path) -> Iterator[Typed]:
                 while part and re.fullmatch(r"\w+=.*", part[0]):
                     name, _, value = part.pop(0).partition("=")
                     environment[name] = value
+                if part and part[0] in ("torchrun", "srun"):  # what they start is tried
+                    part = ["python", *part[part.index("train.py") :]]
                 if part:
                     yield Typed(page.name, line, part, environment, shown)
 

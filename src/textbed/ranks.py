@@ -70,7 +70,7 @@ def joined(trainer: Mapping[str, Any]) -> Iterator[Ranks]:
     """
     before = {key: os.environ[key] for key in _PLACE if key in os.environ}
     well = False
-    if LINK in before.keys() | os.environ.keys() and ADDRESS not in os.environ:
+    if LINK in os.environ and ADDRESS not in os.environ:
         # A trial of a sweep is a run of its own, whatever started the sweep.
         for key in before:
             del os.environ[key]
