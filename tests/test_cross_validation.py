@@ -162,3 +162,12 @@ def test_figures_over_folds() -> None:
         "steps": 4,
         "folds": 2,
     }
+
+
+def test_a_fold_whose_loss_is_no_number_leaves_the_run_without_one() -> None:
+    figures = figures_of(
+        [{"test/loss": None, "test/accuracy": 0.5}, {"test/loss": 0.25, "test/accuracy": 0.5}]
+    )
+    assert figures["test/loss"] is None
+    assert "sd/test/loss" not in figures
+    assert figures["test/accuracy"] == 0.5

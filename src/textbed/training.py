@@ -178,6 +178,8 @@ def _run_folds(
     if not ranks.first:
         raise UserError(FOLDS_ALONE)
     typed = [one for one in overrides if one.lstrip("+~").partition("=")[0] != "cross_validate"]
+    if len(typed) == len(overrides):  # a file asked for the folds
+        typed.append("cross_validate=false")
     for number in range(cfg.data.folds):
         own = copy.deepcopy(cfg)
         own.cross_validate, own.data.fold = False, number

@@ -17,13 +17,15 @@ def figures_of(folds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The figures of a run from those of its folds.
 
     Seconds are summed, of memory it is the peak, and all else is the mean over the folds that have a number
-    for it (a class may be absent from one), with its spread under ``SPREAD`` where folds can differ in it.
+    for it, with its spread under ``SPREAD`` where folds can differ in it. A class may be absent from a fold;
+    a figure of all documents that is no number in one of them, as after a loss of NaN, is none of the run.
     """
     figures: dict[str, Any] = {}
     spreads: dict[str, float] = {}
     for name in dict.fromkeys(name for fold in folds for name in fold):
         values = [fold[name] for fold in folds if isinstance(fold.get(name), int | float)]
-        if not values:
+        of_all = name.count("/") == 1  # test/loss; of a class test/f1/neg
+        if not values or (of_all and any(name in fold and fold[name] is None for fold in folds)):
             figures[name] = None
         elif name.startswith("seconds/"):
             figures[name] = sum(values)
