@@ -290,8 +290,10 @@ def test_a_sweep_goes_on_after_a_job_that_fails(runs: Runs, topics: Path) -> Non
     assert done.stdout == f"{made.path}\n"
     assert made.info()["status"] == "finished"
     assert "seed=1" in yaml.safe_load(made.overrides_file.read_text())
-    (line,) = (line for line in done.stderr.splitlines() if "failed" in line)
-    assert re.search(r"trial 0 \(seed=-1\) failed .*: seed=-1: expected", line)
+    lines = [line for line in done.stderr.splitlines() if "failed" in line]
+    # as it happens, what came of the sweep, and the table of failures
+    assert re.search(r"trial 0 \(seed=-1\) failed .*: seed=-1: expected", lines[0])
+    assert "1 failed" in lines[1]
     assert "Traceback" not in done.stderr
     assert {path.name for path in runs.folder.glob("runs/*")} == {"scratch", "sweeps"}
     # a sweep's job is the run that the same settings give by themselves
