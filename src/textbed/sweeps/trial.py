@@ -35,7 +35,7 @@ _TAIL_BYTES = 16_384
 _NOT_FINITE = re.compile(r"\bbecame (NaN|infinite|NaN or infinite)\b")
 _NO_MEMORY = re.compile(r"OutOfMemoryError|MemoryError|CUDA out of memory|can't allocate memory|bad_alloc")
 # What a person who starts the sweep has set for this process, and is not meant for another.
-_NOT_PASSED_ON = ("HYDRA_FULL_ERROR", "TEXTBED_RUN_FOLDER")
+_NOT_PASSED_ON = ("HYDRA_FULL_ERROR",)
 
 
 class Child(Protocol):
