@@ -273,6 +273,11 @@ def peak_memory() -> dict[str, int]:
 # ------------------------------------------------------------------------------------------------------------
 
 
+def new_id() -> str:
+    """A name that tells the time; six hex digits tell those of one second apart."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
 class RunFolder:
     """A run folder, new (:meth:`create`) or one that is there (:meth:`open`).
 
@@ -312,7 +317,7 @@ class RunFolder:
         with writing(parent):
             parent.mkdir(parents=True, exist_ok=True)
             while True:
-                path = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+                path = parent / new_id()
                 try:
                     os.mkdir(path)
                     break

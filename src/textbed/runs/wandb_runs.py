@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-import secrets
 import subprocess
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any
 from textbed.errors import UserError
 from textbed.runs import comparison_tables as shown
 from textbed.runs.comparison import Comparison
-from textbed.runs.folder import RunFolder
+from textbed.runs.folder import RunFolder, new_id
 from textbed.runs.registry import KILLED, Found, Run, flat
 
 # What wandb calls how a run stands, and what run.json does.
@@ -172,7 +170,7 @@ def send(comparison: Comparison, place: str) -> list[str]:
     by, metric = ", ".join(comparison.by) or "all", comparison.metrics[0]
     logger = Wandb(
         folder=str(Path(place if local else ".").absolute()),
-        id=f"compare-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
+        id=f"compare-{new_id()}",
         mode="offline" if local else "online",
         project=project,
         entity=entity or None,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from textbed import command, config
 from textbed.errors import UserError
 from textbed.runs import comparison_tables
+from textbed.runs.folder import new_id
 from textbed.sweeps import space
 from textbed.sweeps.devices import Slot, shown, slots
 from textbed.sweeps.folder import Plan, SweepFolder
-from textbed.sweeps.queue import FINISHED, PRUNED, Queue
+from textbed.sweeps.queue import FINISHED, Queue
 from textbed.sweeps.report import make_report
 from textbed.sweeps.show import Screen
 from textbed.sweeps.trial import Starter, start_plainly
@@ -111,7 +110,7 @@ def finish(folder: SweepFolder) -> None:
             link = folder.link(queue.name, row.number)
             if row.status == FINISHED and row.same_as is None:
                 print(link.resolve(), flush=True)
-            elif row.status not in ("waiting", FINISHED, PRUNED):
+            elif row.failed:
                 command.note_failure(row.name)
 
 
@@ -190,5 +189,4 @@ def _hydras(cfg: DictConfig) -> list[str]:
 
 
 def _new_place(cfg: DictConfig) -> str:
-    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    return str(Path(cfg.paths.runs).expanduser() / "sweeps" / f"{cfg.name}-{stamp}")
+    return str(Path(cfg.paths.runs).expanduser() / "sweeps" / f"{cfg.name}-{new_id()}")

@@ -20,7 +20,7 @@ from textbed.runs.comparison import is_lower_better
 from textbed.runs.folder import now
 from textbed.runs.registry import REPEATS
 from textbed.sweeps.folder import Presence, SweepFolder
-from textbed.sweeps.space import Space, overrides, points, size, suggest
+from textbed.sweeps.space import Space, name_of, overrides, points, size, suggest
 
 if TYPE_CHECKING:
     import optuna
@@ -77,7 +77,12 @@ class Row:
 
     @property
     def name(self) -> str:
-        return " ".join(overrides(self.point)) or "as it is"
+        return name_of(self.point)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended without being done or given up for falling behind."""
+        return self.status not in (*_TOLD, "waiting", "running")
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Best:
 
     @property
     def name(self) -> str:
-        return " ".join(overrides(self.point)) or "as it is"
+        return name_of(self.point)
 
 
 class Queue:

@@ -22,7 +22,7 @@ from textbed.runs.folder import write_text
 from textbed.runs.registry import shown
 from textbed.sweeps import pictures
 from textbed.sweeps.folder import Plan, SweepFolder
-from textbed.sweeps.queue import FINISHED, PRUNED, Queue, Row
+from textbed.sweeps.queue import FINISHED, Queue, Row
 from textbed.sweeps.space import overrides
 from textbed.sweeps.worker import stages
 
@@ -54,7 +54,7 @@ def make_report(folder: SweepFolder) -> Report:
         raise UserError(f"{folder.path}: this sweep has not begun.")
     trials = there[0]
     rows = trials.rows()
-    report.tables.append(_best(plan, rows))
+    report.tables.append(_best(plan, trials, rows))
     report.tables += _failures(rows)
     if plan.search:
         _add_comparison(report, folder, there[1:], "the winner over fresh seeds")
@@ -76,24 +76,20 @@ def make_report(folder: SweepFolder) -> Report:
     return report
 
 
-def _best(plan: Plan, rows: Sequence[Row]) -> Table:
+def _best(plan: Plan, trials: Queue, rows: Sequence[Row]) -> Table:
     """The best trials; of several objectives first those that no other is better than in all."""
     done = [row for row in rows if row.values and row.same_as is None]
-    lower = [is_lower_better(name) for name in plan.objectives]
-    signs = [1 if one else -1 for one in lower]
-
-    def order(row: Row) -> tuple[bool, float]:
-        return not _is_front(row, done, signs), signs[0] * row.values[0]
-
-    best = sorted(done, key=order)[:_MOST_ROWS]
+    sign = 1 if is_lower_better(plan.objectives[0]) else -1
     several = len(plan.objectives) > 1
+    front = {trial.number for trial in trials.study.best_trials} if several and done else set()
+    best = sorted(done, key=lambda row: (row.number not in front, sign * row.values[0]))[:_MOST_ROWS]
     header = ["trial", "", *plan.objectives, *(["front"] if several else [])]
     lines = [
         [
             str(row.number),
             row.name,
             *map(shown, row.values),
-            *(["yes" if _is_front(row, done, signs) else ""] if several else []),
+            *(["yes" if row.number in front else ""] if several else []),
         ]
         for row in best
     ]
@@ -103,20 +99,8 @@ def _best(plan: Plan, rows: Sequence[Row]) -> Table:
     return Table(what, header, lines, names=2)
 
 
-def _is_front(row: Row, rows: Sequence[Row], signs: Sequence[int]) -> bool:
-    """Whether no other trial is at least as good in all objectives, and better in one."""
-
-    def costs(one: Row) -> list[float]:
-        return [sign * value for sign, value in zip(signs, one.values, strict=True)]
-
-    mine = costs(row)
-    return not any(
-        other != mine and all(a <= b for a, b in zip(other, mine, strict=True)) for other in map(costs, rows)
-    )
-
-
 def _failures(rows: Sequence[Row]) -> list[Table]:
-    failed = [row for row in rows if row.status not in (FINISHED, PRUNED, "running", "waiting")]
+    failed = [row for row in rows if row.failed]
     if not failed:
         return []
     lines = [[str(row.number), row.name, row.status, row.error or ""] for row in failed[:_MOST_ROWS]]

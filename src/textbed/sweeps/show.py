@@ -101,7 +101,7 @@ class Screen:
 
     def _stand(self, worker: Worker, queue: Queue, rows: list[Row]) -> str:
         counts = Counter(row.status for row in rows)
-        failed = sum(count for status, count in counts.items() if status not in _NO_FAILURE)
+        failed = sum(row.failed for row in rows)
         parts = [f"{queue.name}: {counts['running']} running", f"{counts[FINISHED]} finished"]
         parts += [f"{counts[PRUNED]} pruned"] if counts[PRUNED] else []
         parts += [f"{failed} failed"] if failed else []
@@ -117,9 +117,6 @@ class Screen:
             rest = sum(took) / len(took) * left / max(len(worker.slots), counts["running"])
             parts.append(f"about {duration(rest)} left")
         return escape(", ".join(parts))
-
-
-_NO_FAILURE = (FINISHED, PRUNED, "waiting", "running")
 
 
 def trials_table(

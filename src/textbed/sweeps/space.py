@@ -107,6 +107,11 @@ def overrides(point: Mapping[str, str]) -> list[str]:
     return [f"{key}={value}" for key, value in point.items()]
 
 
+def name_of(point: Mapping[str, str]) -> str:
+    """What a point is called."""
+    return " ".join(overrides(point)) or "as it is"
+
+
 def read(
     params: Mapping[str, Any], typed: Iterable[str], parser: OverridesParser, grid: bool
 ) -> tuple[list[str], Space]:
