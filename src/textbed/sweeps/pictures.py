@@ -29,7 +29,10 @@ def importances(study: optuna.Study) -> dict[str, float]:
     states = (optuna.trial.TrialState.COMPLETE,)
     if len(study.get_trials(deepcopy=False, states=states)) < _LEAST_TRIALS:
         return {}
-    target = (lambda trial: trial.values[0]) if len(study.directions) > 1 else None
+    target = None
+    if len(study.directions) > 1:  # of a target of its own Optuna takes the low values for the good ones
+        sign = 1 if study.directions[0] is optuna.study.StudyDirection.MINIMIZE else -1
+        target = lambda trial: sign * trial.values[0]  # noqa: E731
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
