@@ -499,8 +499,9 @@ class SweepConfig:
     memory_gib: float = key(2.0, above=0)
     """Memory that a trial on the CPU may need: no more run at once than fit."""
     warm: bool | None = key(None)
-    """Whether trials are forked from a process that has imported what they need, which saves each 6 to 9 s;
-    null is on the CPU. Linux alone."""
+    """Whether trials are forked from a process that has imported what they need, which saves each 6 to 9 s.
+    null: on the CPU; on GPUs processes stand by, which import while others train. false: neither. Linux
+    alone."""
 
 
 @dataclass

@@ -19,8 +19,8 @@ from textbed.errors import UserError
 from textbed.sweeps import launch as launching
 from textbed.sweeps.devices import Slot
 from textbed.sweeps.folder import Plan, SweepFolder
-from textbed.sweeps.trial import start_plainly
-from textbed.sweeps.warm import WarmStarter
+from textbed.sweeps.trial import Starter
+from textbed.sweeps.warm import SpareStarter, WarmStarter
 
 Typed = Callable[..., tuple[DictConfig, list[str]]]
 
@@ -86,7 +86,13 @@ def test_mistakes(typed: Typed, words: list[str], said: str) -> None:
 def test_the_command_prints_its_runs_in_order_and_fails_where_a_trial_did(
     typed: Typed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [f"paths.runs={tmp_path}/runs", "+do=fine,mistake", "seed=0,1", "sweep.devices=[4,5]"]
+    words = [
+        f"paths.runs={tmp_path}/runs",
+        "+do=fine,mistake",
+        "seed=0,1",
+        "sweep.devices=[4,5]",
+        "sweep.warm=false",
+    ]
     cfg, given = typed(*words)
     loader = GlobalHydra.instance().config_loader()
     launching.launch(cfg, {"name": "stub"}, given, loader)
@@ -120,16 +126,15 @@ def test_a_key_of_the_config_with_a_condition_gives_way_to_the_command_line(type
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
-def test_on_the_cpu_trials_are_forked_unless_told_otherwise(tmp_path: Path) -> None:
+def test_trials_are_forked_on_the_cpu_and_stood_by_for_on_gpus_unless_told_otherwise(tmp_path: Path) -> None:
     cpu, gpu = [Slot("cpu 0", 1, {})], [Slot("gpu 0", 1, {"CUDA_VISIBLE_DEVICES": "0"})]
-    for warm, places, program, forked in (
-        (None, cpu, ["python", "train.py"], True),
-        (None, gpu, ["python", "train.py"], False),
-        (True, gpu, ["python", "train.py"], True),
-        (False, cpu, ["python", "train.py"], False),
-        (True, cpu, ["python", "-S", "train.py"], False),  # options of Python's own cannot be given to a fork
+    for warm, places, program, kind in (
+        (None, cpu, ["python", "train.py"], WarmStarter),
+        (None, gpu, ["python", "train.py"], SpareStarter),
+        (True, gpu, ["python", "train.py"], WarmStarter),
+        (False, cpu, ["python", "train.py"], Starter),
+        (None, cpu, ["python", "-S", "train.py"], Starter),  # options of Python's own cannot be given later
     ):
         what = dataclasses.replace(plan(tmp_path, choice("x", 1), warm=warm), program=program)
         with launching.starter(what, places) as start:
-            assert isinstance(start, WarmStarter) is forked
-            assert forked or start is start_plainly
+            assert type(start) is kind

@@ -84,6 +84,7 @@ def test_what_falls_behind_is_pruned_and_can_be_resumed_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("textbed.sweeps.trial._WATCH_SECONDS", 0.02)
+    monkeypatch.setattr("textbed.sweeps.worker._LOOK_SECONDS", 0.02)
     settings = {"sampler": "grid", "pruner": "median", "startup_trials": 2}
     fixed = ("epochs=10", "pause=0.1")
     sweep, heard = run(plan(tmp_path, choice("x", 0.3, 0.4, 1.0, 0.35), fixed=fixed, **settings), tmp_path, 1)
@@ -101,6 +102,7 @@ def test_what_falls_behind_is_pruned_and_can_be_resumed_by_hand(
 @pytest.mark.parametrize("pruner", ["asha", "hyperband"])
 def test_halving_gives_up_the_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pruner: str) -> None:
     monkeypatch.setattr("textbed.sweeps.trial._WATCH_SECONDS", 0.02)
+    monkeypatch.setattr("textbed.sweeps.worker._LOOK_SECONDS", 0.02)
     xs = [0.3, *(1 + number / 10 for number in range(7))]
     settings = {"pruner": pruner, "fixed": ("epochs=9", "pause=0.05")}
     sweep, _ = run(plan(tmp_path, choice("x", *xs), **settings), tmp_path, 2)

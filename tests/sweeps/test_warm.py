@@ -15,8 +15,8 @@ from sweeping import STUB, Quiet, calls, choice, plan, rows, slots
 
 from textbed.sweeps.folder import SweepFolder
 from textbed.sweeps.launch import begin
-from textbed.sweeps.trial import Child, start_plainly
-from textbed.sweeps.warm import WarmStarter
+from textbed.sweeps.trial import Child, environment_of_trials, start_plainly
+from textbed.sweeps.warm import SpareStarter, WarmStarter
 from textbed.sweeps.worker import Worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
@@ -25,6 +25,12 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux 
 @pytest.fixture
 def warm() -> Iterator[WarmStarter]:
     with WarmStarter({}, modules=["json", "fractions"]) as starter:
+        yield starter
+
+
+@pytest.fixture
+def spare() -> Iterator[SpareStarter]:
+    with SpareStarter({}, modules=["json", "fractions"], most=2) as starter:
         yield starter
 
 
@@ -50,27 +56,67 @@ sys.exit(int(sys.argv[1]))
 """
 
 
-def test_the_process_is_what_it_would_be_by_itself(tmp_path: Path, warm: WarmStarter) -> None:
+def test_the_process_is_what_it_would_be_by_itself(
+    tmp_path: Path, warm: WarmStarter, spare: SpareStarter
+) -> None:
     script = tmp_path / "program.py"
     script.write_text(PROGRAM.format())
+    spare.expect(3)
     said = []
-    for place, start in enumerate((start_plainly, warm)):
+    for place, start in enumerate((start_plainly, warm, spare)):
         log = tmp_path / f"{place}.log"
         log.write_text("$ ...\n")
         child = start(
             [sys.executable, str(script), "7"], str(tmp_path), {"A": "1", "LC_CTYPE": "C.UTF-8"}, log
         )
         assert code_of(child) == 7
-        said.append(log.read_text().replace('"warm": true', '"warm": false').splitlines())
-    assert said[0] == said[1]
+        said.append(log.read_text().splitlines())
+        assert ('"warm": true' in said[-1][1]) is (place > 0)
+        said[-1][1] = said[-1][1].replace('"warm": true', '"warm": false')
+    assert said[0] == said[1] == said[2]
     assert said[0][-2:] == ["from a thread", "goodbye"]  # it ended in an orderly way
-    log = tmp_path / "2.log"
+    for start in (warm, spare):
+        log = tmp_path / "again.log"
+        log.write_text("")
+        child = start([sys.executable, str(script), "0", "a mistake"], str(tmp_path), {}, log)
+        assert code_of(child) == 1
+        text = log.read_text()
+        assert '"warm": true' in text
+        assert text.splitlines()[-2:] == ["a mistake", "goodbye"]
+
+
+def test_spares_stand_by_for_as_many_as_are_to_come(tmp_path: Path, spare: SpareStarter) -> None:
+    log = tmp_path / "log"
     log.touch()
-    child = warm([sys.executable, str(script), "0", "a mistake"], str(tmp_path), {}, log)
-    assert code_of(child) == 1
-    text = log.read_text()
-    assert '"warm": true' in text
-    assert text.splitlines()[-2:] == ["a mistake", "goodbye"]
+    spare.expect(1)
+    spare.expect(9)
+    first, second = spare._spares
+    child = spare([sys.executable, "-c", ""], str(tmp_path), {}, log)
+    assert child.pid == first.pid
+    spare.expect(0)  # none is ended that is there
+    assert spare._spares == [second]
+    second.kill()
+    second.wait()
+    script = tmp_path / "program.py"
+    script.write_text("import sys; sys.exit(4)")
+    assert code_of(spare([sys.executable, str(script)], str(tmp_path), dict(os.environ), log)) == 4  # plainly
+    spare.expect(1)
+    (third,) = spare._spares
+    spare.close()
+    assert third.poll() == -signal.SIGKILL
+
+
+def test_what_was_set_for_the_sweeps_own_process_is_not_meant_for_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command of a sweep asks Hydra for full errors: a trial's mistake would be a traceback."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    script = tmp_path / "program.py"
+    script.write_text("from textbed import command\nimport sys\nsys.exit(int(command.WANTED))")
+    log = tmp_path / "log"
+    log.touch()
+    with WarmStarter({}, modules=["textbed.command"]) as start:
+        assert code_of(start([sys.executable, str(script)], str(tmp_path), environment_of_trials(), log)) == 0
 
 
 def test_a_sweep_with_a_warm_start(tmp_path: Path, warm: WarmStarter) -> None:
@@ -96,9 +142,10 @@ def test_children_end_with_the_warm_process_and_it_is_started_anew(tmp_path: Pat
     while not (tmp_path / "begun").exists():
         time.sleep(0.01)
     assert child.poll() is None
-    process = warm._process
-    assert process is not None
-    process.kill()
+    assert warm._forking is not None
+    warm._forking.process.kill()
+    warm._forking.process.wait()
+    assert not warm.is_ready()  # another is started, which knows nothing of the child
     assert code_of(child) == -signal.SIGTERM
     for _ in range(100):
         try:

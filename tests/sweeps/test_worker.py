@@ -19,7 +19,7 @@ from textbed.errors import UserError
 from textbed.runs import registry
 from textbed.sweeps.folder import Presence, SweepFolder
 from textbed.sweeps.launch import begin
-from textbed.sweeps.trial import Child, start_plainly
+from textbed.sweeps.trial import Child, Starter, Trial, start_plainly
 from textbed.sweeps.worker import Worker, queues
 
 _AT_THE_END = {"refit", "comparison.md", "pictures"}
@@ -82,6 +82,7 @@ def test_a_failure_is_a_row_and_the_rest_goes_on(tmp_path: Path) -> None:
 def test_a_trial_that_hangs_is_ended_and_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("textbed.sweeps.trial.GRACE_SECONDS", 0.2)
     monkeypatch.setattr("textbed.sweeps.trial._WATCH_SECONDS", 0.05)
+    monkeypatch.setattr("textbed.sweeps.worker._LOOK_SECONDS", 0.05)
     began = time.monotonic()
     sweep, _ = run(plan(tmp_path, choice("do", "hang", "fine"), trial_minutes=0.05), tmp_path, 1)
     assert time.monotonic() - began < 30
@@ -164,6 +165,51 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> No
     assert len(given) == 5
     for path in half:  # gone on with, not begun anew
         assert len((path / "metrics.jsonl").read_text().splitlines()) == 20
+
+
+def test_an_interruption_is_heeded_when_nothing_is_half_done(tmp_path: Path) -> None:
+    """It comes as a trial is being claimed: that is begun, told to end, and waits; another comes in vain."""
+    sweep = SweepFolder.create(tmp_path / "sweep", plan(tmp_path, choice("seed", 0, 1), fixed=("pause=30",)))
+    begin(sweep)
+    before = [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)]
+
+    class Interrupted(Quiet):
+        def began(self, trial: Trial) -> None:
+            super().began(trial)
+            os.kill(os.getpid(), signal.SIGTERM if trial.job.number else signal.SIGINT)
+
+    heard = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        Worker(sweep, slots(1), heard).run()
+    assert heard.lines == ["0 begins", "stopping 1 trials; Ctrl-C again kills them"]
+    (queue,) = queues(sweep)
+    assert [(row.status, row.start.get("lost")) for row in queue.rows()] == [
+        ("waiting", 0),
+        ("waiting", None),
+    ]
+    assert [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_nothing_is_claimed_before_it_can_begin(tmp_path: Path) -> None:
+    sweep = SweepFolder.create(tmp_path / "sweep", plan(tmp_path, choice("seed", 0, 1)))
+    begin(sweep)
+
+    class Importing(Starter):
+        looks = 0
+
+        def is_ready(self) -> bool:
+            self.looks += 1
+            return self.looks > 3
+
+    class Watching(Quiet):
+        def tick(self, worker: Worker) -> None:
+            if start.looks <= 3:
+                assert [row.status for row in rows(sweep)] == ["waiting"] * 2
+
+    start, heard = Importing(), Watching()
+    Worker(sweep, slots(), heard, start).run()
+    assert heard.lines[:2] == ["importing, once for all trials", "0 begins"]
+    assert [row.status for row in rows(sweep)] == ["finished"] * 2
 
 
 WORKER = """

@@ -64,6 +64,8 @@ class Plan:
     """What trials train on, as far as it is the same for all."""
     threads: int | None = None
     """CPU threads of a trial, where they were given."""
+    imports: list[str] = dataclasses.field(default_factory=list)
+    """Modules that trials import beside those of every run."""
 
     @property
     def grid(self) -> bool:

@@ -16,13 +16,13 @@ from textbed.errors import UserError
 from textbed.runs import comparison_tables
 from textbed.runs.folder import new_id
 from textbed.sweeps import space
-from textbed.sweeps.devices import Slot, shown, slots
+from textbed.sweeps.devices import Slot, shown, slots, usable_cores
 from textbed.sweeps.folder import Plan, SweepFolder
 from textbed.sweeps.queue import FINISHED, Queue
 from textbed.sweeps.report import make_report
 from textbed.sweeps.show import Screen
 from textbed.sweeps.trial import Starter, start_plainly
-from textbed.sweeps.warm import WarmStarter
+from textbed.sweeps.warm import MODULES, SpareStarter, WarmStarter
 from textbed.sweeps.worker import Worker, stages, trial_overrides
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ _OF_THE_SWEEP = (
     "hydra.sweep",
     "hydra.mode",
 )
+
+# What loggers import, by their name in the configuration.
+_LOGGERS = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow"}
 
 
 def launch(cfg: DictConfig, params: Mapping[str, Any], typed: list[str], loader: ConfigLoader) -> None:
@@ -82,15 +85,21 @@ def work(folder: SweepFolder, how_to_go_on: str, at_once: int | None = None) -> 
 
 @contextmanager
 def starter(plan: Plan, places: Sequence[Slot]) -> Iterator[Starter]:
-    """What starts trials: by forking where that is wanted and works, else plainly."""
+    """What starts trials: on the CPU, or where that is asked for, by forking; on GPUs processes that stand
+    by; plainly where that is asked for, or nothing else works."""
     warm = plan.settings["warm"]
-    if warm is None:
-        warm = places[0].is_cpu
     script = plan.program[1:2]
-    if not warm or sys.platform != "linux" or not script or script[0].startswith("-"):
+    if warm is False or sys.platform != "linux" or not script or script[0].startswith("-"):
         yield start_plainly
         return
-    with WarmStarter({"OMP_NUM_THREADS": str(places[0].threads)}) as start:
+    environment = {"OMP_NUM_THREADS": str(places[0].threads)}
+    modules = [*MODULES, *plan.imports]
+    start = (
+        WarmStarter(environment, modules)
+        if warm or places[0].is_cpu
+        else SpareStarter(environment, modules, most=min(len(places), usable_cores()))
+    )
+    with start:
         yield start
 
 
@@ -144,6 +153,7 @@ def plan_of(cfg: DictConfig, params: Mapping[str, Any], typed: list[str], loader
         settings=settings,
         accelerator=_same(cfg, dimensions, "trainer", "accelerator") or "auto",
         threads=_same(cfg, dimensions, "threads"),
+        imports=[_LOGGERS[name] for name in (_same(cfg, dimensions, "logger") or {}) if name in _LOGGERS],
     )
     if plan.search and ("test" in given or any(one.key == "test" for one in dimensions)):
         raise UserError(

@@ -194,6 +194,15 @@ class Queue:
             self.begin(job, worker.id, device, lost=int(start.get("lost", 0)))
         return job
 
+    def to_begin(self) -> float:
+        """Trials that may still begin; infinite where only a time limits them."""
+        rows = self.rows()
+        if not self._may_begin(rows):
+            return 0
+        waiting = sum(row.status == "waiting" for row in rows)
+        most = self._size if self.draws else len(rows)
+        return max(min(most, self._limit()) - len(rows) + waiting, 1)
+
     def _may_begin(self, rows: Sequence[Row]) -> bool:
         """Whether there is a trial to begin, by the limits and what was put in."""
         if any(row.status == "waiting" and row.start for row in rows):

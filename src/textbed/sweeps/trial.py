@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from textbed.errors import UserError
 from textbed.runs import registry
@@ -26,6 +26,9 @@ from textbed.runs.folder import LINK
 from textbed.sweeps.devices import Slot, killed_for_memory
 from textbed.sweeps.folder import SweepFolder
 from textbed.sweeps.queue import FINISHED, PRUNED, Ending, Job
+
+if TYPE_CHECKING:
+    import subprocess
 
 GRACE_SECONDS = 30.0
 """Time that a process that is told to end has for it."""
@@ -43,36 +46,74 @@ class Child(Protocol):
 
     pid: int
 
+    @property
+    def sentinel(self) -> int | None:
+        """A file descriptor that can be read from when it has ended; None where the system has none."""
+
     def poll(self) -> int | None:
         """Its exit code; below 0 the signal that ended it; None while it runs."""
 
 
-class Starter(Protocol):
-    """What starts processes: plainly, or from one that has imported what they need."""
+class Starter:
+    """What starts the processes of trials: here plainly. In ``warm.py`` are those with the imports done."""
 
-    def __call__(
-        self, words: Sequence[str], cwd: str, environment: Mapping[str, str], log: Path
-    ) -> Child: ...
+    def is_ready(self) -> bool:
+        """Whether a trial that is given now would begin now."""
+        return True
+
+    def expect(self, count: int) -> None:
+        """Be told that so many trials are still to begin, at most those that fit on this machine."""
+
+    def __call__(self, words: Sequence[str], cwd: str, environment: Mapping[str, str], log: Path) -> Child:
+        """Start ``words`` in the folder ``cwd``; what it prints is added to ``log``.
+
+        In a session of its own, so that Ctrl-C reaches the worker alone, which then says what ends. On Linux
+        it is told to end if the worker dies.
+        """
+        import subprocess
+
+        with open(log, "ab") as file:
+            return Process(
+                subprocess.Popen(
+                    words,
+                    cwd=cwd,
+                    env=dict(environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,
+                    preexec_fn=end_with_parent if sys.platform == "linux" else None,
+                )
+            )
 
 
-def start_plainly(words: Sequence[str], cwd: str, environment: Mapping[str, str], log: Path) -> Child:
-    """A process in a session of its own, so that Ctrl-C reaches the worker alone, which then says what ends.
+class Process:
+    """A child of this process."""
 
-    On Linux it is told to end if the worker dies.
-    """
-    import subprocess
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process, self.pid, self.sentinel = process, process.pid, sentinel_of(process.pid)
 
-    with open(log, "ab") as file:
-        return subprocess.Popen(
-            words,
-            cwd=cwd,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-            preexec_fn=end_with_parent if sys.platform == "linux" else None,
-        )
+    def poll(self) -> int | None:
+        code = self._process.poll()
+        if code is not None and self.sentinel is not None:
+            os.close(self.sentinel)
+            self.sentinel = None
+        return code
+
+
+start_plainly = Starter()
+
+
+def environment_of_trials() -> dict[str, str]:
+    """This process's environment, as far as it is meant for others."""
+    return {key: value for key, value in os.environ.items() if key not in _NOT_PASSED_ON}
+
+
+def sentinel_of(pid: int) -> int | None:
+    """What tells of the end of one's own child, see :class:`Child`."""
+    with contextlib.suppress(AttributeError, OSError):  # Linux alone
+        return os.pidfd_open(pid)
+    return None
 
 
 def end_with_parent() -> None:
@@ -100,12 +141,12 @@ class Trial:
         self.words = self._words()
         self.child: Child | None = None
         if self._finished() is None:  # else its worker died before it could say so
-            pinned = {**slot.environment, LINK: str(self.link)}
-            environment = {key: value for key, value in os.environ.items() if key not in _NOT_PASSED_ON}
+            environment = {**environment_of_trials(), **slot.environment, LINK: str(self.link)}
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write(f"$ {self.command}\n")
             self._start = self.log.stat().st_size
-            self.child = start(self.words, folder.plan.cwd, {**environment, **pinned}, self.log)
+            self.child = start(self.words, folder.plan.cwd, environment, self.log)
+            self._since = time.monotonic()
 
     def _words(self) -> list[str]:
         plan = self.folder.plan
@@ -131,6 +172,11 @@ class Trial:
             if place.is_dir():
                 return place
         return None
+
+    @property
+    def sentinels(self) -> list[int | None]:
+        """What tells of its end, see :class:`Child`; nothing where it had ended before it began."""
+        return [] if self.child is None else [self.child.sentinel]
 
     @property
     def seconds(self) -> float:

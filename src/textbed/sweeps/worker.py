@@ -11,7 +11,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from multiprocessing.connection import wait
+from typing import Any, Protocol
 
 from textbed.runs.folder import RunFolder
 from textbed.sweeps.devices import Slot
@@ -20,7 +21,10 @@ from textbed.sweeps.queue import FINISHED, PRUNED, Ending, Job, Queue
 from textbed.sweeps.space import Dimension, overrides
 from textbed.sweeps.trial import Starter, Trial, start_plainly
 
-_LOOK_SECONDS = 0.02
+_LOOK_SECONDS = 0.25
+"""Time between two looks at everything; the end of a trial is looked at as it happens."""
+_POLL_SECONDS = 0.02
+"""The same where the system does not tell of the end of a process."""
 _ASK_SECONDS = 1.0
 """Time between two looks for trials, where the last found none: those of others may come free."""
 _LOST_SECONDS = 5.0
@@ -50,6 +54,8 @@ class Worker:
         """By the slot's place in ``slots``."""
         self.queue: Queue | None = None
         self._presence = Presence(folder)
+        self._interrupts = _Interrupts()
+        self._has_said_import = False
         self._next_ask = self._next_lost = 0.0
 
     def run(self) -> None:
@@ -59,7 +65,7 @@ class Worker:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, when all trials have ended and wait to be gone on
                 with.
         """
-        with self._presence, _terms_as_interrupts():
+        with self._presence, self._interrupts:
             try:
                 for queue in queues(self.folder):
                     self.queue, self._next_ask = queue, 0.0
@@ -77,7 +83,18 @@ class Worker:
             self.listener.tick(self)
             if nothing and not self.running and queue.is_over():
                 return
-            time.sleep(_LOOK_SECONDS)
+            self._wait()
+
+    def _wait(self) -> None:
+        """Until a trial ends, or it is time to look at everything."""
+        sentinels = {one for trial in self.running.values() for one in trial.sentinels}
+        watched = [one for one in sentinels if one is not None]
+        seconds = _LOOK_SECONDS if len(watched) == len(sentinels) else _POLL_SECONDS
+        with self._interrupts.heeded():
+            if watched:
+                wait(watched, seconds)
+            else:
+                time.sleep(seconds)
 
     def _look(self, queue: Queue) -> None:
         for place, trial in list(self.running.items()):
@@ -109,11 +126,17 @@ class Worker:
         for place, slot in enumerate(self.slots):
             if place in self.running:
                 continue
+            if queue.to_begin() and not self._start.is_ready():
+                if not self._has_said_import:
+                    self.listener.said("importing, once for all trials")
+                self._has_said_import = True
+                return False
             job = queue.claim(self._presence, slot.name)
             if job is None:
                 self._next_ask = time.monotonic() + _ASK_SECONDS
                 return True
             self._begin(place, job)
+            self._start.expect(int(min(queue.to_begin(), len(self.slots))))
         return False
 
     def _begin(self, place: int, job: Job) -> None:
@@ -149,7 +172,7 @@ class Worker:
                         self.listener.ended(trial, ending, False)
                     else:
                         trial.job.queue.give_back(trial.job)
-                time.sleep(_LOOK_SECONDS)
+                self._wait()
             except KeyboardInterrupt:
                 for trial in self.running.values():
                     trial.kill()
@@ -200,18 +223,39 @@ def _is_busy(folder: SweepFolder, queue: Queue, number: int) -> bool:
     return link.exists() and RunFolder(link.resolve()).is_locked()
 
 
-@contextmanager
-def _terms_as_interrupts() -> Iterator[None]:
-    """A cluster's SIGTERM ends a worker as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+class _Interrupts:
+    """Ctrl-C, and a cluster's SIGTERM, which ends a worker in the same way.
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    They are heeded while the worker waits, so that no trial is claimed and not begun, or ended and not
+    written down; a second one before that is heeded at once.
+    """
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __init__(self) -> None:
+        self._heeds = self._came = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for which in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(which) is not signal.SIG_IGN:  # as under nohup
+                    self._before[which] = signal.signal(which, self._come)
+
+    def __exit__(self, *_: object) -> None:
+        for which, handler in self._before.items():
+            signal.signal(which, handler)
+
+    def _come(self, *_: object) -> None:
+        if self._heeds or self._came:
+            raise KeyboardInterrupt
+        self._came = True
+
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        self._heeds = True
+        try:
+            if self._came:
+                self._came = False
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._heeds = False
