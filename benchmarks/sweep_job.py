@@ -1,9 +1,9 @@
 """A job of known length for benchmarks/sweeps.py: imports what a run imports, then keeps its device.
 
-    python benchmarks/sweep_job.py number=3 out=/tmp/jobs.jsonl [imports=true] [dies=[3,7]]
+    python benchmarks/sweep_job.py number=3 out=/tmp/jobs.jsonl [imports=true] [seconds=[4,30]] [dies=[3,7]]
 
-How long goes by ``number``: 0.5 to 4 s. Every beginning and end is a line in ``out``. Started by a sweep of
-ours it leaves a run folder.
+How long goes by ``number``, between the two of ``seconds``. Every beginning and end is a line in ``out``.
+Started by a sweep of ours it leaves a run folder.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-KEYS = {"number": 0, "out": "???", "imports": False, "dies": [], "scale": 1.0}
+KEYS = {"number": 0, "out": "???", "imports": False, "dies": [], "seconds": [0.5, 4.0]}
 ConfigStore.instance().store(name="job", node=KEYS)
 LINK = "TEXTBED_RUN_LINK"
 
 
-def seconds_of(number: int) -> float:
-    """Between half a second and four, the same for a number wherever it runs."""
-    return random.Random(number).uniform(0.5, 4.0)
+def seconds_of(number: int, shortest: float, longest: float) -> float:
+    """How long a job takes, the same for a number wherever it runs."""
+    return random.Random(number).uniform(shortest, longest)
 
 
 @hydra.main(version_base="1.3", config_path=None, config_name="job")
@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> float:
     if cfg.number in cfg.dies and not mark.exists():  # the first time
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(seconds_of(cfg.number) * cfg.scale)
+    time.sleep(seconds_of(cfg.number, *cfg.seconds))
     if LINK in os.environ:
         run = Path(f"{cfg.out}.runs") / f"{cfg.number}-{os.getpid()}"
         run.mkdir(parents=True)

@@ -59,7 +59,8 @@ def test_a_search_shows_its_front_and_what_its_winner_gave_over_fresh_seeds(tmp_
 def test_failures_are_listed_with_why(tmp_path: Path) -> None:
     sweep, _ = run(plan(tmp_path, choice("do", "raise", "mistake")), tmp_path)
     report = make_report(sweep)
-    assert report.tables[1].rows == [
+    (failures,) = report.tables
+    assert failures.rows == [
         ["0", "do=raise", "failed", "RuntimeError: no luck"],
         ["1", "do=mistake", "failed", "x=: expected a number."],
     ]

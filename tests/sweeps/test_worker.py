@@ -102,6 +102,24 @@ def test_what_failed_is_tried_again_as_often_as_told_and_every_failure_is_kept(t
     assert all(one[1] == "do=mistake" for one in given[2:])  # which left no folder
 
 
+def test_a_stop_is_no_failure(tmp_path: Path) -> None:
+    """A trial that was begun twice since the sweep was stopped may fail as often as any other."""
+    what = plan(tmp_path, choice("do", "mistake"), retries=1)
+    sweep = SweepFolder.create(tmp_path / "sweep", what)
+    begin(sweep)
+    (queue,) = queues(sweep)
+    with Presence(sweep) as worker:
+        for _ in range(2):
+            job = queue.claim(worker, "gpu 0")
+            assert job is not None
+            queue.give_back(job)
+    sweep, heard = run(what, tmp_path, 1)
+    assert [line for line in heard.lines if "begins" not in line] == ["0 failed again", "0 failed"]
+    (row,) = rows(sweep)
+    assert [one["attempt"] for one in row.failures] == [3]
+    assert row.start["attempt"] == 4
+
+
 def test_a_sweep_that_is_over_runs_nothing_again(tmp_path: Path) -> None:
     what = plan(tmp_path, choice("do", "fine", "raise"), choice("seed", 0, 1))
     run(what, tmp_path)
@@ -110,6 +128,25 @@ def test_a_sweep_that_is_over_runs_nothing_again(tmp_path: Path) -> None:
     assert calls(tmp_path) == before
     assert heard.lines == []
     assert [row.status for row in rows(sweep)] == ["finished", "finished", "failed", "failed"]
+
+
+def test_what_had_failed_is_tried_again_where_the_same_command_has_more_retries(tmp_path: Path) -> None:
+    space = (choice("do", "fine", "once", "mistake"),)
+    sweep, _ = run(plan(tmp_path, *space), tmp_path, 1)
+    assert [row.status for row in rows(sweep)] == ["finished", "killed", "failed"]
+    half = sweep.link("trials", 1).resolve()
+    sweep, _ = run(plan(tmp_path, *space, retries=1), tmp_path, 1)
+    fine, once, mistake = rows(sweep)
+    assert [row.name for row in (fine, once, mistake)] == ["do=fine", "do=once", "do=mistake"]
+    assert (fine.number, once.number, mistake.number) == (0, 3, 4)
+    assert (once.status, once.start["attempt"]) == ("finished", 2)
+    assert [(one["outcome"], one["attempt"]) for one in once.failures] == [("killed", 1)]
+    assert (mistake.status, len(mistake.failures)) == ("failed", 1)
+    given = [one["given"] for one in calls(tmp_path)]
+    assert given[3] == [f"resume={half}"]
+    assert len(given) == 5
+    run(plan(tmp_path, *space, retries=1), tmp_path, 1)
+    assert len(calls(tmp_path)) == 5
 
 
 def test_a_folder_with_another_sweep_is_refused(tmp_path: Path) -> None:

@@ -104,12 +104,15 @@ def starter(plan: Plan, places: Sequence[Slot]) -> Iterator[Starter]:
 
 
 def begin(folder: SweepFolder) -> None:
-    """Put the trials in, or those that are missing, and let the clock of the time limit run."""
+    """Put in the trials, or those that are missing or are to be tried again, and let the clock of the time
+    limit run."""
     plan = folder.plan
     trials = Queue(folder, "trials", trial_overrides(plan), plan.space, draws=not plan.grid)
     trials.limit_hours(plan.settings["hours"])
     if plan.grid:
         trials.fill()
+    for queue in stages(folder):
+        queue.put_back_failed()
 
 
 def finish(folder: SweepFolder) -> None:

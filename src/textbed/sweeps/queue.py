@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 FINISHED, PRUNED = "finished", "pruned"
 _TOLD = (FINISHED, PRUNED)
+_INSTEAD_OF = "instead_of"
 MOST_LOST = 3
 """A trial whose worker died so often is not taken up again: it may be what kills them."""
 
@@ -131,7 +132,10 @@ class Queue:
     # -- what is on record -----------------------------------------------------------------------------------
 
     def rows(self) -> list[Row]:
-        return [self._row(trial) for trial in self.study.get_trials(deepcopy=False)]
+        """Of all trials; one that was put in again stands for the one that had failed."""
+        trials = self.study.get_trials(deepcopy=False)
+        gone = {trial.user_attrs.get(_INSTEAD_OF) for trial in trials}
+        return [self._row(trial) for trial in trials if trial.number not in gone]
 
     def _row(self, trial: optuna.trial.FrozenTrial) -> Row:
         attributes = trial.user_attrs
@@ -161,6 +165,32 @@ class Queue:
                 if tuple(point.items()) not in there:
                     self.study.enqueue_trial(point, user_attrs={"point": point})
 
+    def put_back_failed(self) -> None:
+        """Let what failed less often than ``sweep.retries`` says by now wait again.
+
+        What has ended in a study has ended for good, so that another trial takes its place, with its failures
+        and its run folder.
+        """
+        with self.folder.lock():
+            for row in self.rows():
+                if not row.failed or len(row.failures) >= self.settings["retries"]:
+                    continue
+                failure = {"outcome": row.status, "error": row.error, "last_lines": row.last_lines}
+                attempt = row.start.get("attempt", 1)
+                self.study.enqueue_trial(
+                    self._now(row.number).params,
+                    user_attrs={
+                        "point": row.point,
+                        "failures": [*row.failures, {**failure, "attempt": attempt}],
+                        "start": {"attempt": attempt},
+                        _INSTEAD_OF: row.number,
+                    },
+                )
+                run = self.folder.link(self.name, row.number)
+                if run.exists():
+                    number = self.study.get_trials(deepcopy=False)[-1].number
+                    self.folder.link(self.name, number).symlink_to(run.resolve())
+
     # -- taking out ------------------------------------------------------------------------------------------
 
     def claim(self, worker: Presence, device: str) -> Job | None:
@@ -170,10 +200,11 @@ class Queue:
                 rows = self.rows()
                 if not self._may_begin(rows):
                     return None
+                number = len(self.study.get_trials(deepcopy=False))
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of Optuna, about itself
                     # seeded by its number, a trial is the same whichever worker draws it
-                    self.study.sampler = _sampler(self.settings, len(rows))
+                    self.study.sampler = _sampler(self.settings, number)
                     trial = self.study.ask()
                     point = suggest(self.space, trial)
                 twin = next((row for row in rows if row.point == point and row.status in _TOLD), None)
@@ -249,8 +280,6 @@ class Queue:
         with self.folder.lock():
             if not self._is_mine(job):
                 return False
-            if job.failures:
-                job.trial.set_user_attr("failures", job.failures)
             end = {
                 "outcome": ending.outcome,
                 "error": ending.error,
@@ -259,6 +288,18 @@ class Queue:
             }
             job.trial.set_user_attr("end", end)
             self._tell(job.number, ending.outcome, ending.values)
+        return True
+
+    def again(self, job: Job, ending: Ending, worker: str, device: str) -> bool:
+        """Write down that an attempt failed and another begins; False where it had been taken away."""
+        with self.folder.lock():
+            if not self._is_mine(job):
+                return False
+            failure = {"outcome": ending.outcome, "error": ending.error, "last_lines": ending.last_lines}
+            job.failures.append({**failure, "attempt": job.attempt})
+            job.trial.set_user_attr("failures", job.failures)
+            job.attempt += 1
+            self.begin(job, worker, device)
         return True
 
     def _tell(self, number: int, outcome: str, values: Sequence[float]) -> None:

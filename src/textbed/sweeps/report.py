@@ -54,7 +54,7 @@ def make_report(folder: SweepFolder) -> Report:
         raise UserError(f"{folder.path}: this sweep has not begun.")
     trials = there[0]
     rows = trials.rows()
-    report.tables.append(_best(plan, trials, rows))
+    report.tables += _best(plan, trials, rows)
     report.tables += _failures(rows)
     if plan.search:
         _add_comparison(report, folder, there[1:], "the winner over fresh seeds")
@@ -76,12 +76,14 @@ def make_report(folder: SweepFolder) -> Report:
     return report
 
 
-def _best(plan: Plan, trials: Queue, rows: Sequence[Row]) -> Table:
+def _best(plan: Plan, trials: Queue, rows: Sequence[Row]) -> list[Table]:
     """The best trials; of several objectives first those that no other is better than in all."""
     done = [row for row in rows if row.values and row.same_as is None]
+    if not done:
+        return []
     sign = 1 if is_lower_better(plan.objectives[0]) else -1
     several = len(plan.objectives) > 1
-    front = {trial.number for trial in trials.study.best_trials} if several and done else set()
+    front = {trial.number for trial in trials.study.best_trials} if several else set()
     best = sorted(done, key=lambda row: (row.number not in front, sign * row.values[0]))[:_MOST_ROWS]
     header = ["trial", "", *plan.objectives, *(["front"] if several else [])]
     lines = [
@@ -96,7 +98,7 @@ def _best(plan: Plan, trials: Queue, rows: Sequence[Row]) -> Table:
     what = (
         f"the best {len(best)} of {len(done)} trials" if len(best) < len(done) else "trials, the best first"
     )
-    return Table(what, header, lines, names=2)
+    return [Table(what, header, lines, names=2)]
 
 
 def _failures(rows: Sequence[Row]) -> list[Table]:

@@ -32,6 +32,8 @@ class Screen:
         self._out: Console = console(file)
         self._live: Live | None = None
         self._next = 0.0
+        self._last: tuple[Worker, Queue] | None = None
+        """What the table was last drawn of."""
         self._began = time.monotonic()
         self._best: float | None = None
 
@@ -45,6 +47,8 @@ class Screen:
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
+            if self._last is not None:  # as it was left
+                self._live.update(self._table(*self._last), refresh=True)
             self._live.stop()
 
     # -- events ----------------------------------------------------------------------------------------------
@@ -74,7 +78,8 @@ class Screen:
 
     def tick(self, worker: Worker) -> None:
         if self._live is not None and time.monotonic() >= self._next and worker.queue is not None:
-            self._live.update(self._table(worker, worker.queue), refresh=True)
+            self._last = (worker, worker.queue)
+            self._live.update(self._table(*self._last), refresh=True)
             self._next = time.monotonic() + _DRAW_SECONDS
 
     def _is_best(self, value: float) -> bool:

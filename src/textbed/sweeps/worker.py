@@ -107,17 +107,12 @@ class Worker:
     def _end(self, place: int, trial: Trial, ending: Ending) -> None:
         job, queue = trial.job, trial.job.queue
         retries = self.folder.plan.settings["retries"]
-        again = ending.outcome not in (FINISHED, PRUNED) and job.attempt <= retries
-        if again:
-            failure = {"outcome": ending.outcome, "error": ending.error, "last_lines": ending.last_lines}
-            job.failures.append({**failure, "attempt": job.attempt})
-            job.trial.set_user_attr("failures", job.failures)
+        if ending.outcome in (FINISHED, PRUNED) or len(job.failures) >= retries:
+            if queue.end(job, ending, trial.seconds):
+                self.listener.ended(trial, ending, False)
+        elif queue.again(job, ending, self._presence.id, self.slots[place].name):
             self.listener.ended(trial, ending, True)
-            job.attempt += 1
-            queue.begin(job, self._presence.id, self.slots[place].name)
             self._begin(place, job)
-        elif queue.end(job, ending, trial.seconds):
-            self.listener.ended(trial, ending, False)
 
     def _fill(self, queue: Queue) -> bool:
         """Begin a trial in every free slot; whether it found that there is none at present."""
@@ -172,6 +167,7 @@ class Worker:
                         self.listener.ended(trial, ending, False)
                     else:
                         trial.job.queue.give_back(trial.job)
+                self.listener.tick(self)
                 self._wait()
             except KeyboardInterrupt:
                 for trial in self.running.values():
