@@ -80,6 +80,13 @@ def test_only_the_winner_sees_the_test_set_over_fresh_seeds(tmp_path: Path) -> N
     assert "test/accuracy" not in json.loads((sweep.link("trials", 0) / "metrics.json").read_text())
 
 
+def test_the_last_figures_of_a_trial_are_told_however_fast_they_came(tmp_path: Path) -> None:
+    fixed = ("epochs=5", "pause=0.01")  # all of them between two looks at its record
+    sweep, _ = run(plan(tmp_path, choice("x", 0.3), pruner="median", fixed=fixed), tmp_path, 1)
+    (trial,) = next(queues(sweep)).study.get_trials()
+    assert trial.intermediate_values == pytest.approx({step: step / 5 for step in range(1, 6)})
+
+
 def test_what_falls_behind_is_pruned_and_can_be_resumed_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,13 +205,17 @@ class Trial:
         minutes = settings["trial_minutes"]
         if minutes is not None and self.seconds > minutes * 60:
             self.stop("timeout")
-        elif settings["pruner"] != "none" and self._falls_behind():
+        elif self._falls_behind():
             self.stop(PRUNED)
 
     def _falls_behind(self) -> bool:
-        """Tell the study of the validation figures so far; whether its pruner gives the trial up."""
+        """Whether the study's pruner gives the trial up, for its validation figures so far."""
+        return self._tell() and self.job.trial.should_prune()
+
+    def _tell(self) -> bool:
+        """Tell the study of the validation figures so far; whether there were new ones."""
         run = self.run
-        if run is None or self.job.queue.name != "trials":
+        if run is None or self.job.queue.name != "trials" or self.folder.plan.settings["pruner"] == "none":
             return False
         figures = self._record.read(run / "metrics.jsonl", self.folder.plan.objectives[0])
         if len(figures) == self._told:
@@ -222,7 +226,7 @@ class Trial:
         for step, value in figures:
             if step not in known and math.isfinite(value):  # an attempt before may have told of it
                 trial.report(value, step)
-        return trial.should_prune()
+        return True
 
     def stop(self, why: str) -> None:
         """Tell the process to end, and to leave what can be gone on from."""
@@ -253,6 +257,7 @@ class Trial:
     def _ending(self, code: int) -> Ending:
         finished = self._finished()
         if finished is not None and code == 0:
+            self._tell()  # those that come after are measured by its last figures too
             return self._of_figures(finished.metrics)
         self.kill()  # what a process that died may have left behind
         last = "" if self.child is None else self._last_lines()
