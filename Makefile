@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-fast test-kills check format lock clean
+.PHONY: quickstart test test-fast test-kills benchmarks check format lock clean
 
 quickstart: .venv/.base
 	$(BIN)/python train.py experiment=quickstart
@@ -17,6 +17,10 @@ test-fast: .venv/.dev
 
 test-kills: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kills
+
+# With more to it: make benchmarks WITH='--mirror DIR --vectors DIR --repeats 5'. Peers have an environment of their own.
+benchmarks: .venv/.dev .venv-peers/.made
+	$(BIN)/python benchmarks/all.py --peer-python $(CURDIR)/.venv-peers/bin/python $(WITH)
 
 check: .venv/.dev
 	$(BIN)/ruff check .
@@ -32,7 +36,7 @@ lock: .venv/.dev
 	mv constraints.new constraints.txt
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-peers
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -45,4 +49,9 @@ clean:
 
 .venv/.dev: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.venv-peers/.made: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt
 	@touch $@

@@ -6,53 +6,46 @@ The folders are made up, in the manner of a sweep: the configuration of experime
 rate and seed in each, figures and run.json as a run leaves them. Both sides read them in a fresh process, in
 turn, and only from the first folder to the last value is timed: ours finds, reads and prints, the plain one
 reads the same three files of each with json and libyaml. Files are in the system's cache. The command's own
-time, with the start of Python and its imports, stands beside. "processor" is the time of this process alone:
-other work on the machine is not in it. Ends in one JSON line.
+time, with the start of Python and its imports, stands beside.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import yaml
 from hydra import compose, initialize_config_dir
-from machine import processor
+from measuring import CLOCKS, ROOT, Results, at_least_one, command, options, read
 from omegaconf import OmegaConf
 
 from textbed import config
 from textbed.runs.folder import RunFolder, now, versions, write_json, write_text
 
-ROOT = Path(__file__).resolve().parents[1]
 HEADS = ("mean", "max", "cnn", "gru", "bilstm")
 
 OURS = """
 import io, sys, time
 from textbed.runs import registry
 from textbed import schema
-start, busy = time.perf_counter(), time.process_time()
+clock = getattr(time, sys.argv[2])
+start = clock()
 found = registry.find([sys.argv[1]])
 registry.show(found.runs, file=io.StringIO())
-print(time.perf_counter() - start, time.process_time() - busy, len(found.runs))
+print(clock() - start, len(found.runs))
 """
 PLAIN = """
 import json, sys, time, yaml
 from pathlib import Path
-start, busy = time.perf_counter(), time.process_time()
+clock = getattr(time, sys.argv[2])
+start = clock()
 count = 0
 for path in Path(sys.argv[1]).rglob("run.json"):
     run = json.loads(path.read_text()), json.loads((path.parent / "metrics.json").read_text())
     yaml.load((path.parent / "config.yaml").read_text(), yaml.CSafeLoader)
     count += 1
-print(time.perf_counter() - start, time.process_time() - busy, count)
+print(clock() - start, count)
 """
 
 
@@ -94,59 +87,31 @@ def make(root: Path, count: int) -> None:
         write_json(folder.metrics_file, {"test/accuracy": 0.8, "seconds/fit": 9.5, **figures})
 
 
-def measure(code: str, root: Path) -> tuple[float, float, int]:
-    """Seconds on the clock and of the processor, and how many runs were read."""
-    said = subprocess.run(
-        [sys.executable, "-c", code, str(root)], stdout=subprocess.PIPE, text=True, check=True
-    )
-    wall, busy, count = said.stdout.split()
-    return float(wall), float(busy), int(count)
+def measure(code: str, root: Path, clock: str) -> tuple[float, float, int]:
+    """Seconds, megabytes, and how many runs were read."""
+    done = command([sys.executable, "-c", code, root, CLOCKS[clock].__name__])
+    seconds, count = done.out.split()
+    return float(seconds), done.peak_mb, int(count)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--runs", type=int, default=1000, help="how many run folders")
-    parser.add_argument("--repeats", type=int, default=5, help="how often each side reads them, in turn")
-    given = parser.parse_args()
-    if given.runs < 1 or given.repeats < 1:
-        print("--runs and --repeats must be at least 1", file=sys.stderr)
-        return 2
-    seconds: dict[str, list[tuple[float, float]]] = {"textbed": [], "plain": []}
-    command = []
-    with tempfile.TemporaryDirectory() as folder:
-        make(Path(folder), given.runs)
-        measure(PLAIN, Path(folder))  # so that the first side does not wait for the disk
-        for repeat in range(given.repeats):
-            for name, code in (("textbed", OURS), ("plain", PLAIN)):
-                wall, busy, count = measure(code, Path(folder))
+    parser = options(__doc__, repeats=5)
+    parser.add_argument("--runs", type=at_least_one, default=1000, help="how many run folders")
+    given = read(parser, {"runs": 5})
+    results = Results("list_runs", given, ["pyyaml"])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make(folder, given.runs)
+        measure(PLAIN, folder, given.clock)  # so that the first side does not wait for the disk
+        for _ in range(given.repeats):
+            for side, code in (("textbed", OURS), ("plain", PLAIN)):
+                seconds, peak, count = measure(code, folder, given.clock)
                 assert count == given.runs
-                seconds[name].append((wall, busy))
-            start = time.perf_counter()
-            script = [sys.executable, str(ROOT / "scripts" / "runs.py"), folder]
-            subprocess.run(script, stdout=subprocess.DEVNULL, check=True)
-            command.append(time.perf_counter() - start)
-            shown = {name: round(done[-1][0], 2) for name, done in seconds.items()}
-            print(f"repeat {repeat + 1}: seconds {shown}, the command {command[-1]:.2f}", flush=True)
-    result: dict[str, object] = {"benchmark": "list_runs", "runs": given.runs, "repeats": given.repeats}
-    for name, done in seconds.items():
-        result[name] = {
-            "seconds": round(statistics.median(wall for wall, _ in done), 3),
-            "least": round(min(wall for wall, _ in done), 3),
-            "processor_seconds": round(statistics.median(busy for _, busy in done), 3),
-        }
-    result["command_seconds"] = round(statistics.median(command), 3)
-    # of the processor's seconds: other work on the machine is not in them
-    ratio = statistics.median(b for _, b in seconds["plain"]) / statistics.median(
-        b for _, b in seconds["textbed"]
-    )
-    result["ratio"] = round(ratio, 2)
-    result["machine"] = {
-        "cores": os.cpu_count(),
-        "processor": processor(),
-        "load": round(os.getloadavg()[0], 1),
-    }
-    result["versions"] = {"python": platform.python_version(), "pyyaml": yaml.__version__}
-    print(json.dumps(result))
+                results.add("runs", side, seconds=seconds, peak_mb=peak)
+            whole = command([sys.executable, ROOT / "scripts" / "runs.py", folder])
+            results.add("runs", "the command", seconds=whole.seconds(given.clock), peak_mb=whole.peak_mb)
+    results.ratio("plain / textbed", ("runs", "plain"), ("runs", "textbed"))
+    results.show()
     return 0
 
 

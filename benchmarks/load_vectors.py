@@ -3,30 +3,24 @@
     python benchmarks/load_vectors.py [--rows 400000] [--width 300] [--words 50000] [--repeats 3]
 
 Makes the file (about 1 GB with the default sizes; kept in --folder for the next time) with the words drawn by
-a seed. Ours reads the rows of the vocabulary into a matrix, first without and then with its cache; gensim
-reads the whole file, as it knows no vocabulary, and the rows are taken from it outside of its time. Both read
-the file from the memory of the system, as it is read once beforehand. The figures must agree to the last bit
-of float32. Ends in one JSON line.
+a seed. Ours reads the rows of the vocabulary into a matrix, first without a cache, then cold, which fills it,
+then warm; gensim reads the whole file, as it knows no vocabulary, and the rows are taken from it outside of
+its time. All read the file from the memory of the system, as it is read once beforehand. The figures must
+agree to the last bit of float32.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import gensim
 import numpy as np
-import pyarrow as pa
-from machine import processor
+from measuring import CLOCKS, Results, apart, at_least_one, options, read
 
-from textbed.embedding.vectors import read
+from textbed.embedding import vectors
 
 
 def write(path: Path, rows: int, width: int) -> None:
@@ -42,65 +36,67 @@ def write(path: Path, rows: int, width: int) -> None:
     temporary.rename(path)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--rows", type=int, default=400_000, help="rows of the file")
-    parser.add_argument("--width", type=int, default=300, help="numbers a row")
-    parser.add_argument("--words", type=int, default=50_000, help="words of the vocabulary")
-    parser.add_argument("--repeats", type=int, default=3, help="how often each side runs, in turn")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the file is")
-    given = parser.parse_args()
-    if min(given.rows, given.width, given.words, given.repeats) < 1:
-        print("--rows, --width, --words and --repeats must be at least 1", file=sys.stderr)
-        return 2
-    given.folder.mkdir(parents=True, exist_ok=True)
-    path = given.folder / f"textbed-vectors-{given.rows}x{given.width}.txt"
-    if not path.exists():
-        print(f"writing {path}", flush=True)
-        write(path, given.rows, given.width)
-    with path.open("rb") as file:
-        while file.read(1 << 24):
-            pass
-    # Every eighth word or so is in the file; one in ten of the vocabulary is not.
+def ours(
+    path: Path, words: list[str], cache: Path | None, clock: str
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Seconds, which words have a row, and a thousand or so of the rows."""
+    start = CLOCKS[clock]()
+    matrix, found = vectors.read(path, words, cache=cache)
+    seconds = CLOCKS[clock]() - start
+    return seconds, found, matrix[sample(found)]
+
+
+def theirs(path: Path, words: list[str], clock: str) -> tuple[float, np.ndarray, np.ndarray]:
+    """The same by gensim."""
+    start = CLOCKS[clock]()
+    loaded = gensim.models.KeyedVectors.load_word2vec_format(str(path), no_header=True)
+    seconds = CLOCKS[clock]() - start
+    found = np.array([word in loaded for word in words])
+    return seconds, found, loaded[[words[row] for row in sample(found)]]
+
+
+def sample(found: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(found)[:: max(1, len(found) // 1000)]
+
+
+def measure(path: Path, given: argparse.Namespace, results: Results) -> None:
+    # One in ten of the vocabulary is not in the file.
     generator = np.random.default_rng(1)
     words = [f"w{row}" for row in generator.permutation(given.rows * 10 // 9)[: given.words]]
-    times: dict[str, list[float]] = {"without_cache": [], "cold": [], "cached": [], "gensim": []}
-    for repeat in range(given.repeats):
+    for _ in range(given.repeats):
         with tempfile.TemporaryDirectory() as cache:
-            for name, place in (("without_cache", None), ("cold", Path(cache)), ("cached", Path(cache))):
-                start = time.perf_counter()
-                matrix, found = read(path, words, cache=place)
-                times[name].append(time.perf_counter() - start)
-        start = time.perf_counter()
-        theirs = gensim.models.KeyedVectors.load_word2vec_format(str(path), no_header=True)
-        times["gensim"].append(time.perf_counter() - start)
-        for row in np.flatnonzero(found)[:: max(1, given.words // 1000)]:
-            assert np.array_equal(theirs[words[row]], matrix[row]), words[row]
-        assert sum(word in theirs for word in words) == found.sum()
-        del theirs
-        print(
-            f"repeat {repeat + 1}: { {name: round(done[-1], 3) for name, done in times.items()} }", flush=True
-        )
-    medians = {name: statistics.median(done) for name, done in times.items()}
-    result = {
-        "benchmark": "load_vectors",
-        "rows": given.rows,
-        "width": given.width,
-        "words": given.words,
-        "found": int(found.sum()),
-        "megabytes": round(path.stat().st_size / 1e6),
-        "repeats": given.repeats,
-        "seconds": {name: round(value, 3) for name, value in medians.items()},
-        "ratio": round(medians["gensim"] / medians["cold"], 1),
-        "machine": {"cores": os.cpu_count(), "processor": processor()},
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "pyarrow": pa.__version__,
-            "gensim": gensim.__version__,
-        },
-    }
-    print(json.dumps(result))
+            for name, place in (("no cache", None), ("cold", Path(cache)), ("warm", Path(cache))):
+                (seconds, found, rows), grown = apart(ours, path, words, place, given.clock)
+                results.add("text", f"textbed, {name}", seconds=seconds, grown_mb=grown)
+        (seconds, known, vectors_of), grown = apart(theirs, path, words, given.clock)
+        results.add("text", "gensim", seconds=seconds, grown_mb=grown)
+        assert np.array_equal(found, known)
+        assert np.array_equal(rows, vectors_of)
+
+
+def main() -> int:
+    parser = options(__doc__)
+    parser.add_argument("--rows", type=at_least_one, default=400_000, help="rows of the file")
+    parser.add_argument("--width", type=at_least_one, default=300, help="numbers a row")
+    parser.add_argument("--words", type=at_least_one, default=50_000, help="words of the vocabulary")
+    parser.add_argument("--folder", type=Path, help="where the file is kept; a temporary one by default")
+    given = read(parser, {"rows": 2000, "width": 8, "words": 500})
+    results = Results("load_vectors", given, ["numpy", "pyarrow", "gensim"])
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"textbed-vectors-{given.rows}x{given.width}.txt"
+        if not path.exists():
+            print(f"writing {path}", file=sys.stderr)
+            write(path, given.rows, given.width)
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+        measure(path, given, results)
+    results.ratio("gensim / cold", ("text", "gensim"), ("text", "textbed, cold"), aim=">= 10")
+    results.ratio("gensim / no cache", ("text", "gensim"), ("text", "textbed, no cache"))
+    results.aim("warm, seconds", results.median("text", "textbed, warm"), "< 0.2")
+    results.show()
     return 0
 
 

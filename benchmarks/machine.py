@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
+from typing import Any
 
 
 def processor() -> str:
@@ -15,3 +17,8 @@ def processor() -> str:
     return next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
     )
+
+
+def machine() -> dict[str, Any]:
+    """Cores, processor, and how busy it is: the mean number of processes that wanted a core."""
+    return {"cores": os.cpu_count(), "processor": processor(), "load": round(os.getloadavg()[0], 1)}

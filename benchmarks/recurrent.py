@@ -3,9 +3,8 @@
     python benchmarks/recurrent.py [--mirror DIR] [--documents 1024] [--repeats 3] [--threads N] [--clock cpu]
 
 First a two-way LSTM with the maximum of its states, on documents of at most 400 words: IMDB's training texts
-with --mirror, else random ones with as many words and as many different ones. A pass is forward, backward and
-an Adam step over all documents, in batches of 64. With --mirror the accuracy that each side has reached after
-its last pass is measured, on IMDB's test texts.
+with --mirror, else made-up ones. A pass is forward, backward and an Adam step over all documents, in batches
+of 64; a side makes --passes of them after a short warm-up, and is then tested.
 
 - textbed: documents of like length together (data.batching=bucketed), over flat tokens.
 - padded: random batches, padded to the longest, nn.LSTM over the padded batch, the mask at the maximum. Its
@@ -13,26 +12,23 @@ its last pass is measured, on IMDB's test texts.
 - packed: random batches through pack_padded_sequence. On a CPU a batch takes half a minute, so only
   --packed-batches of them are timed, and their time is scaled up to the pass.
 
-Then one-way GRU and minGRU above a frozen table, 16 documents of 128, 512 and 2,048 words each. Ends in one
-JSON line.
+Then one-way GRU and minGRU above a frozen table, 16 documents of 128, 512 and 2,048 words each.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from machine import processor
+import torch._dynamo  # by torch's first optimizer: 100 MB and seconds of each side, were it not here already
+from documents import encoded
+from documents import read as read_documents
+from measuring import CLOCKS, Results, apart, at_least_one, options, read
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -44,17 +40,14 @@ from textbed.heads.minimal import MinRecurrent
 from textbed.heads.recurrent import Recurrent
 
 BATCH, WORDS, DIM, HIDDEN, CLASSES = 64, 400, 100, 128, 2
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Documents:
-    """Ids of documents end to end, their classes, and batches of them."""
+    """Ids of documents end to end, where each starts, and their classes; and batches of them."""
 
-    def __init__(self, ids: np.ndarray, lengths: np.ndarray, labels: np.ndarray | None = None) -> None:
-        self.ids, self.lengths = ids, lengths
-        self.labels = np.arange(len(lengths)) % CLASSES if labels is None else labels
-        self.starts = np.concatenate([[0], np.cumsum(lengths)])
-        self.rows = int(ids.max()) + 1  # of the table
+    def __init__(self, ids: np.ndarray, starts: np.ndarray, labels: np.ndarray) -> None:
+        self.ids, self.starts, self.labels = ids, starts, labels
+        self.lengths = np.diff(starts)
 
     def batch(self, positions: np.ndarray) -> TokenBatch:
         parts = [self.ids[self.starts[i] : self.starts[i + 1]] for i in positions]
@@ -70,44 +63,15 @@ class Documents:
         return [self.batch(positions) for positions in maker(self.lengths, BATCH)]
 
 
-def made_up(documents: int) -> Documents:
-    """As long as IMDB's, of as many words, those as frequent as the ranks of English."""
-    generator = np.random.default_rng(0)
-    lengths = np.clip(generator.lognormal(5.42, 0.62, documents), 10, WORDS).astype(np.int64)
-    ids = np.minimum(generator.zipf(1.2, 3 * lengths.sum()), 1 << 40)
-    ids = ids[ids < 30_000][: lengths.sum()]
-    return Documents(ids.astype(np.int32), lengths)
-
-
-def imdb(mirror: Path, documents: int, tested: int) -> tuple[Documents, Documents]:
-    """Some of IMDB's training and test texts, evenly from both classes; the words are the training texts'."""
-    import pyarrow.parquet as pq
-
-    from textbed.data.encoding import encode
-    from textbed.data.vocabulary import as_texts
-
-    class Texts:
-        def __init__(self, split: str) -> None:
-            table = pq.read_table(mirror / "imdb" / f"{split}.parquet", columns=["text", "label"])
-            self.array, self.labels = as_texts(table["text"]), table["label"].to_numpy()
-            self.fingerprint, self.num_rows = split, len(self.array)
-
-        def texts(self, column: int = 0, rows_per_batch: int = 8192):
-            for begin in range(0, self.num_rows, rows_per_batch):
-                yield self.array.slice(begin, rows_per_batch)
-
-    splits = {split: Texts(split) for split in ("train", "test")}
-    settings = {"kind": "words", "min_count": 2, "max_tokens": WORDS}
+def documents(given: argparse.Namespace) -> tuple[int, Documents, Documents]:
+    """V, and documents to train and to test on."""
+    counts = {"train": given.documents, "test": given.tested}
+    found = {split: read_documents(given.mirror, "imdb", split, count) for split, count in counts.items()}
     with tempfile.TemporaryDirectory() as cache:
-        _, columns = encode(settings, splits, 1, ("train", np.arange(splits["train"].num_rows)), Path(cache))
-        made = []
-        for (split, texts), number in zip(splits.items(), (documents, tested), strict=True):
-            rows = np.linspace(0, texts.num_rows - 1, number).astype(np.int64)
-            ids, offsets = columns[split][0].gather(rows)
-            made.append(Documents(np.asarray(ids), np.diff(offsets), texts.labels[rows]))
-    trained, tests = made
-    trained.rows = max(trained.rows, tests.rows)  # only some of the training texts are trained on
-    return trained, tests
+        texts = {split: texts for split, (texts, _) in found.items()}
+        rows, ids = encoded(texts, {"kind": "words", "min_count": 2, "max_tokens": WORDS}, Path(cache))
+    made = {split: Documents(*ids[split], labels) for split, (_, labels) in found.items()}
+    return rows, made["train"], made["test"]
 
 
 class Ours(nn.Module):
@@ -168,101 +132,86 @@ def accuracy(model: nn.Module, batches: Sequence[TokenBatch]) -> float:
     return round(100 * right / total, 1)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--mirror", type=Path, help="folder with imdb/train.parquet in it")
-    parser.add_argument("--documents", type=int, default=1024, help="how many documents a pass has")
-    parser.add_argument("--tested", type=int, default=2000, help="test texts for the accuracy, with --mirror")
-    parser.add_argument("--repeats", type=int, default=3, help="how often each side runs, in turn")
-    parser.add_argument(
-        "--packed-batches", type=int, default=1, help="batches that are timed of packed; 0: none"
-    )
-    parser.add_argument("--threads", type=int, default=None, help="of all sides; torch's choice if not given")
-    parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a machine that is busy"
-    )
-    given = parser.parse_args()
-    if given.mirror is not None and not (given.mirror / "imdb" / "train.parquet").is_file():
-        print(f"{given.mirror}: --mirror must name a folder with imdb/train.parquet in it", file=sys.stderr)
-        return 2
-    if given.documents < BATCH or given.repeats < 1 or given.packed_batches < 0:
-        print(f"--documents must be at least {BATCH}, --repeats at least 1", file=sys.stderr)
-        return 2
+class Way(NamedTuple):
+    """A side: how its model is made, the batches of a pass and of the test, and what part of a pass it is."""
+
+    make: Callable[[], nn.Module]
+    batches: list[TokenBatch]
+    tests: list[TokenBatch]
+    share: float = 1.0
+
+
+def run(way: Way, given: argparse.Namespace) -> dict[str, float]:
+    """Seconds of a pass, and per cent right after the last."""
     if given.threads:
         torch.set_num_threads(given.threads)
     torch.manual_seed(0)
+    model, clock = way.make(), CLOCKS[given.clock]
+    train = trainer(model)
+    if way.share == 1.0:
+        train(way.batches[:2])
+    start = clock()
+    for _ in range(given.passes):
+        train(way.batches)
+    figures = {"seconds": (clock() - start) / given.passes / way.share}
+    return figures | ({"accuracy": accuracy(model, way.tests)} if way.tests else {})
 
-    tests = None
-    if given.mirror:
-        documents, tests = imdb(given.mirror, given.documents, given.tested)
-    else:
-        documents = made_up(given.documents)
-    head = Recurrent(DIM, "lstm", HIDDEN, bidirectional=True, readout="max")
+
+def compare(case: str, ways: dict[str, Way], given: argparse.Namespace, results: Results) -> None:
+    for _ in range(given.repeats):
+        for name, way in ways.items():
+            figures, grown = apart(run, way, given)
+            results.add(case, name, grown_mb=grown, **figures)
+
+
+def main() -> int:
+    parser = options(__doc__)
+    parser.add_argument("--documents", type=at_least_one, default=1024, help="how many documents a pass has")
+    parser.add_argument("--tested", type=at_least_one, default=1000, help="documents of the test")
+    parser.add_argument("--passes", type=at_least_one, default=1, help="passes that a side makes")
+    parser.add_argument(
+        "--packed-batches", type=int, default=1, help="batches that are timed of packed; 0: none"
+    )
+    lengths = [128, 512, 2048]
+    parser.add_argument("--lengths", type=at_least_one, nargs="+", default=lengths, help="words for minGRU")
+    given = read(parser, {"documents": 8, "tested": 8, "lengths": [16]})
+    results = Results("recurrent", given)
+    rows, train, test = documents(given)
+
+    def lstm() -> nn.Module:
+        return Ours(rows, Recurrent(DIM, "lstm", HIDDEN, bidirectional=True, readout="max"))
+
     # each side trains on, and is tested in, batches of its own making
     makers = {"textbed": BucketedBatches, "padded": ShuffledBatches}
-    models = {"textbed": Ours(documents.rows, head), "padded": Obvious(documents.rows, False)}
-    sides: dict[str, tuple[Callable[[Sequence[TokenBatch]], None], list[TokenBatch], float]] = {
-        name: (trainer(model), documents.batches(makers[name]), 1.0) for name, model in models.items()
+    models: dict[str, Callable[[], nn.Module]] = {"textbed": lstm, "padded": lambda: Obvious(rows, False)}
+    ways = {
+        name: Way(models[name], train.batches(maker), test.batches(maker)) for name, maker in makers.items()
     }
     if given.packed_batches:
-        some = documents.batches(ShuffledBatches)[: given.packed_batches]
-        scale = len(documents.lengths) / sum(map(len, some))
-        sides["packed"] = (trainer(Obvious(documents.rows, True)), some, scale)
-    result: dict[str, object] = {
-        "benchmark": "recurrent",
-        "documents": given.documents,
-        "words": int(documents.lengths.sum()),
-        "source": "imdb" if given.mirror else "made up",
-        "threads": torch.get_num_threads(),
-        "clock": given.clock,
-        "repeats": given.repeats,
+        some = train.batches(ShuffledBatches)[: given.packed_batches]
+        share = sum(map(len, some)) / len(train.lengths)
+        ways["packed"] = Way(lambda: Obvious(rows, True), some, [], share)
+    compare("bilstm", ways, given, results)
+    for name, aim in (("padded", ">= 2.5"), ("packed", ">= 0.95")):
+        results.ratio(f"bilstm: {name} / textbed", ("bilstm", name), ("bilstm", "textbed"), aim)
+
+    heads: dict[str, Callable[[], Head]] = {
+        "mingru": lambda: MinRecurrent(DIM, "mingru", HIDDEN, readout="max"),
+        "gru": lambda: Recurrent(DIM, "gru", HIDDEN, readout="max"),
     }
-    result["bilstm"] = compare(sides, given.repeats, CLOCKS[given.clock])
-    if tests:
-        result["accuracy"] = {
-            name: accuracy(model, tests.batches(makers[name])) for name, model in models.items()
+    for length in given.lengths:
+        ids = train.ids[np.arange(16 * length) % len(train.ids)]
+        same = Documents(ids, np.arange(0, len(ids) + 1, length), np.arange(16) % CLASSES)
+        batches = [same.batch(np.arange(16))]
+        frozen = {
+            name: Way(lambda make=make: Ours(rows, make(), trainable=False), batches, [])  # type: ignore[misc]
+            for name, make in heads.items()
         }
-
-    for length in (128, 512, 2048):
-        lengths = np.full(16, length)
-        same = Documents(documents.ids[np.arange(16 * length) % len(documents.ids)], lengths)
-        batch = same.batch(np.arange(16))
-        sides = {
-            name: (trainer(Ours(documents.rows, head, trainable=False)), [batch], 1.0)
-            for name, head in (
-                ("mingru", MinRecurrent(DIM, "mingru", HIDDEN, readout="max")),
-                ("gru", Recurrent(DIM, "gru", HIDDEN, readout="max")),
-            )
-        }
-        result[f"mingru_{length}"] = compare(sides, given.repeats, CLOCKS[given.clock])
-    result["machine"] = {"cores": os.cpu_count(), "processor": processor()}
-    result["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
-    print(json.dumps(result))
+        case = f"{length} words"
+        compare(case, frozen, given, results)
+        results.ratio(f"{case}: gru / mingru", (case, "gru"), (case, "mingru"))
+    results.show()
     return 0
-
-
-def compare(
-    sides: dict[str, tuple[Callable[[Sequence[TokenBatch]], None], list[TokenBatch], float]],
-    repeats: int,
-    clock: Callable[[], float],
-) -> dict[str, float]:
-    """Median seconds of each side, and how many times as long as the first the others take."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(repeats + 1):
-        for name, (train, batches, scale) in sides.items():
-            if repeat == 0 and name == "packed":
-                continue
-            start = clock()
-            train(batches[:2] if repeat == 0 else batches)  # first a little, to warm up
-            if repeat:
-                seconds[name].append((clock() - start) * scale)
-        if repeat:
-            last = {name: round(done[-1], 3) for name, done in seconds.items()}
-            print(f"repeat {repeat}: seconds {last}", flush=True)
-    medians = {name: statistics.median(done) for name, done in seconds.items()}
-    first = next(iter(sides))
-    ratios = {f"{name}_ratio": round(medians[name] / medians[first], 2) for name in sides if name != first}
-    return {name: round(median, 3) for name, median in medians.items()} | ratios
 
 
 if __name__ == "__main__":

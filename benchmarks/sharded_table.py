@@ -1,26 +1,26 @@
 """A table of ten million rows on two processes: whole in each (DDP), or half of it in each.
 
-    OMP_NUM_THREADS=1 python benchmarks/sharded_table.py
+    python benchmarks/sharded_table.py --threads 1 [--rows 10000000] [--dim 16] [--steps 6] [--repeats 1]
 
-Two gloo processes on the CPU train a classifier of made-up documents with Adam over a table of
-10,000,000 x 16 floats, each way in processes of their own. A JSON line for each process: the memory that its
-rows, their gradient and their optimizer state take, its peak, and the time of a step. Needs about 10 GB.
+Two gloo processes on the CPU train a classifier of made-up documents with Adam, each way in processes of
+their own. Figures are of the process that took the most: megabytes that its rows, their gradient and their
+optimizer state take, its peak, and the time of a step. Needs about 10 GB.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import time
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # by torch's first optimizer: 100 MB and seconds of each side, were it not here already
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from measuring import CLOCKS, Results, at_least_one, options, peak_mb, read
 from torch.nn.parallel import DistributedDataParallel
 
 from textbed.batch import TokenBatch
@@ -29,9 +29,6 @@ from textbed.embedding.optimizers import RowwiseAdam
 from textbed.embedding.table import Table
 from textbed.heads.pooling import Pooling
 from textbed.network import Network
-from textbed.runs.folder import peak_memory
-
-MIB = 2**20
 
 
 def batches(rows: int, steps: int, documents: int, rank: int) -> list[TokenBatch]:
@@ -46,14 +43,15 @@ def batches(rows: int, steps: int, documents: int, rank: int) -> list[TokenBatch
     return made
 
 
-def train(rank: int, port: int, sharded: bool, gradient: Any, options: argparse.Namespace) -> None:
+def train(rank: int, port: int, sharded: bool, gradient: Any, given: argparse.Namespace, to: Any) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+    torch.set_num_threads(given.threads or 1)
+    before, clock = peak_mb(), CLOCKS[given.clock]
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    table = Table(options.rows, options.dim)
+    table = Table(given.rows, given.dim)
     if sharded:
         table.divide(rank, 2)
-    model = Network(table, Pooling(options.dim, ["mean"]), 2)
+    model = Network(table, Pooling(given.dim, ["mean"]), 2)
     if sharded:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["embedding.table.weight"])
     set_gradient(table, gradient)
@@ -61,53 +59,61 @@ def train(rank: int, port: int, sharded: bool, gradient: Any, options: argparse.
     make = RowwiseAdam if gradient == "lazy" else partial(torch.optim.Adam, foreach=False)
     optimizer = make(shared.parameters(), lr=1e-3)
     seconds = []
-    for batch in batches(options.rows, options.steps, 64, rank):
-        begin = time.perf_counter()
+    for batch in batches(given.rows, given.steps, 64, rank):
+        begin = clock()
         loss = torch.nn.functional.cross_entropy(shared(batch), batch.labels)  # type: ignore[arg-type]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(clock() - begin)
     weight = table.table.weight
     state = [value for value in optimizer.state[weight].values() if value.ndim]
     gradient_size = weight.grad._values() if weight.grad.is_sparse else weight.grad
-    figures = {
-        "benchmark": "sharded_table",
-        "table": f"{options.rows} x {options.dim}",
-        "sharded": sharded,
-        "gradient": gradient,
-        "rank": rank,
-        "rows_kept": len(weight),
-        "rows_mib": round(weight.nbytes / MIB),
-        "gradient_mib": round(gradient_size.nbytes / MIB, 1),
-        "state_mib": round(sum(value.nbytes for value in state) / MIB),
-        "peak_mib": round(peak_memory()["memory/peak_bytes"] / MIB),
-        "seconds_a_step": round(float(np.median(seconds[1:])), 3),
-        "loss": round(loss.item(), 4),
+    sizes = {
+        "rows": weight.nbytes,
+        "gradient": gradient_size.nbytes,
+        "state": sum(part.nbytes for part in state),
     }
-    print(json.dumps(figures), flush=True)
+    figures = {f"{name}_mb": size / 1e6 for name, size in sizes.items()}
+    to.send(figures | {"seconds": float(np.median(seconds[1:])), "grown_mb": peak_mb() - before})
     dist.barrier()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--dim", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=6)
-    options = parser.parse_args()
+def both(sharded: bool, gradient: Any, given: argparse.Namespace) -> dict[str, float]:
+    """The larger of two processes' figures."""
     context = multiprocessing.get_context("fork")
+    port, found = find_free_network_port(), []
+    started = []
+    for rank in (0, 1):
+        mine, other = context.Pipe(duplex=False)
+        process = context.Process(target=train, args=(rank, port, sharded, gradient, given, other))
+        process.start()
+        other.close()
+        started.append((process, mine))
+    for process, mine in started:
+        found.append(mine.recv())
+        process.join()
+    return {name: max(figures[name] for figures in found) for name in found[0]}
+
+
+def main() -> int:
+    parser = options(__doc__, repeats=1)
+    parser.add_argument("--rows", type=at_least_one, default=10_000_000)
+    parser.add_argument("--dim", type=at_least_one, default=16)
+    parser.add_argument("--steps", type=at_least_one, default=6)
+    given = read(parser, {"rows": 1000, "dim": 4, "steps": 2})
+    results = Results("sharded_table", given)
+    for _ in range(given.repeats):
+        for gradient in ("dense", "lazy"):
+            for name, sharded in (("whole", False), ("sharded", True)):
+                results.add(gradient, name, **both(sharded, gradient, given))
     for gradient in ("dense", "lazy"):
-        for sharded in (False, True):
-            port = find_free_network_port()
-            processes = [
-                context.Process(target=train, args=(rank, port, sharded, gradient, options))
-                for rank in (0, 1)
-            ]
-            for process in processes:
-                process.start()
-            for process in processes:
-                process.join()
+        sides = (gradient, "sharded"), (gradient, "whole")
+        results.ratio(f"{gradient}: memory, sharded / whole", *sides, figure="grown_mb")
+        results.ratio(f"{gradient}: time, sharded / whole", *sides)
+    results.show()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

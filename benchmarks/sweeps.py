@@ -1,8 +1,8 @@
 """How busy a sweep keeps its devices, beside Hydra's joblib launcher and its Optuna sweeper; and whether any
 trial is lost where trials and workers are killed.
 
-    python benchmarks/sweeps.py [--jobs 24] [--seconds 4 30] [--workers 2] [--peers PYTHON] [--trials 200]
-                                [--only forked,killed]
+    python benchmarks/sweeps.py [--jobs 24] [--seconds 4 30] [--workers 2] [--peer-python PYTHON]
+        [--trials 200] [--only forked,killed]
 
 Jobs import what a run imports, and then keep a device for 4 to 30 s (sleeping, so that a busy machine
 matters less; imports do suffer). "busy" is the share of the devices' time in which a job had one, from the
@@ -10,10 +10,10 @@ beginning of the first job to the end of the last; "possible" is what it would b
 moment that the one before it ended: the last to end leaves the other device idle. "while there was work" is
 the share up to the beginning of the last. The first start-up counts for none of them. "between" are the
 seconds from the end of a job to the beginning of the next on its device, in the median and at the most.
-PYTHON is an interpreter that has hydra-joblib-launcher and
-hydra-optuna-sweeper as well as textbed's packages: the sweeper needs an Optuna before version 3, so it wants
-an environment of its own. Then --trials trials of a few ms on four workers, a tenth of them killed (SIGKILL)
-the first time they run, one worker killed on the way. Ends in one JSON line.
+PYTHON is an interpreter that has hydra-joblib-launcher and hydra-optuna-sweeper as well as textbed's
+packages: the sweeper needs an Optuna before version 3, so it wants an environment of its own. Then --trials
+trials of a few ms on four workers, a tenth of them killed (SIGKILL) the first time they run, one worker
+killed on the way. All of it is on the clock on the wall.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import functools
 import heapq
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -36,7 +35,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from machine import processor
+from measuring import Missing, Results, at_least_one, options, read
 from sweep_job import seconds_of
 
 from textbed.schema import SweepConfig, defaults
@@ -68,44 +67,45 @@ class Quiet:
     def tick(self, worker: Worker) -> None: ...
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--jobs", type=int, default=24)
+def main() -> int:
+    parser = options(__doc__, repeats=1)
+    parser.add_argument("--jobs", type=at_least_one, default=24)
     parser.add_argument("--seconds", type=float, nargs=2, default=[4.0, 30.0], metavar=("LEAST", "MOST"))
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--peers", type=Path, metavar="PYTHON")
-    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--workers", type=at_least_one, default=2)
+    parser.add_argument("--trials", type=at_least_one, default=200)
     parser.add_argument(
         "--only", metavar="NAME,...", help="of forked, spare, plain, joblib, optuna sweeper, killed"
     )
     parser.add_argument("--worker", type=Path, metavar="SWEEP", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
+    tiny = {"jobs": 3, "seconds": [0.01, 0.02], "workers": 1, "trials": 20, "only": "forked,joblib,killed"}
+    given = read(parser, tiny)
+    if given.worker:
         with WarmStarter({}, ["hydra"]) as start:
-            Worker(SweepFolder.open(arguments.worker), slots(1), Quiet(), start).run()
-        return
-    result: dict[str, Any] = {
-        "benchmark": "sweep",
-        "jobs": arguments.jobs,
-        "job seconds": arguments.seconds,
-        "workers": arguments.workers,
+            Worker(SweepFolder.open(given.worker), slots(1), Quiet(), start).run()
+        return 0
+    results = Results("sweeps", given, ["hydra-core", "optuna"])
+    modules = [["hydra"]] if given.tiny else []
+    measured: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "forked": functools.partial(ours, given, WarmStarter(IMPORTING, *modules)),
+        "spare": functools.partial(ours, given, SpareStarter(IMPORTING, most=given.workers)),
+        "plain": functools.partial(ours, given, start_plainly),
+        **{name: functools.partial(peer, given, words) for name, words in PEERS.items()},
+        "killed": lambda place: killed(place, given.trials),
     }
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        measured: dict[str, Callable[[Path], dict[str, Any]]] = {
-            "forked": functools.partial(ours, arguments, WarmStarter(IMPORTING)),
-            "spare": functools.partial(ours, arguments, SpareStarter(IMPORTING, most=arguments.workers)),
-            "plain": functools.partial(ours, arguments, start_plainly),
-            **{name: functools.partial(peer, arguments, words) for name, words in PEERS.items()},
-            "killed": lambda place: killed(place, arguments.trials),
-        }
-        for name in arguments.only.split(",") if arguments.only else measured:
-            result[name] = measured[name](folder / name)
-            print(f"{name}: {result[name]}", file=sys.stderr, flush=True)
-    result |= {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()}
-    print(json.dumps(result))
+    names = given.only.split(",") if given.only else [*measured]
+    for _ in range(given.repeats):
+        with tempfile.TemporaryDirectory() as place:
+            for name in names:
+                case, side = ("killed", "textbed") if name == "killed" else ("jobs", name)
+                try:
+                    results.add(case, side, **measured[name](Path(place) / name))
+                except Missing as why:
+                    results.leave_out(side, why)
+    if "killed" in names:
+        for figure in ("lost", "ended twice"):
+            results.aim(f"killed: {figure}", results.median("killed", "textbed", figure), "<= 0")
+    results.show()
+    return 0
 
 
 def slots(count: int) -> list[Slot]:
@@ -129,61 +129,64 @@ def sweep(folder: Path, count: int, *fixed: str, **settings: Any) -> SweepFolder
     return made
 
 
-def ours(arguments: argparse.Namespace, start: Starter, folder: Path) -> dict[str, Any]:
-    seconds = f"seconds={arguments.seconds}".replace(" ", "")
-    made, began = sweep(folder, arguments.jobs, "imports=true", seconds), time.perf_counter()
+def work(given: argparse.Namespace) -> list[str]:
+    """What a job is to do; a tiny one imports nothing, since that takes all of its time."""
+    seconds = f"seconds={given.seconds}".replace(" ", "")
+    return [f"imports={str(not given.tiny).lower()}", seconds]
+
+
+def ours(given: argparse.Namespace, start: Starter, folder: Path) -> dict[str, Any]:
+    made, began = sweep(folder, given.jobs, *work(given)), time.perf_counter()
     with start if isinstance(start, WarmStarter | SpareStarter) else contextlib.nullcontext():
-        Worker(made, slots(arguments.workers), Quiet(), start).run()
-    return busy(folder / "out", arguments, time.perf_counter() - began)
+        Worker(made, slots(given.workers), Quiet(), start).run()
+    return busy(folder / "out", given, time.perf_counter() - began)
 
 
-def peer(arguments: argparse.Namespace, words: list[str], folder: Path) -> dict[str, Any]:
-    if arguments.peers is None:
-        return {"missing": "--peers PYTHON"}
+def peer(given: argparse.Namespace, words: list[str], folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True)
-    numbers = ",".join(map(str, range(arguments.jobs)))
-    filled = [word.format(workers=arguments.workers, jobs=arguments.jobs, numbers=numbers) for word in words]
-    seconds = f"seconds={arguments.seconds}".replace(" ", "")
-    command = [str(arguments.peers), str(JOB), "-m", f"out={folder}/out", "imports=true", seconds, *filled]
+    numbers = ",".join(map(str, range(given.jobs)))
+    filled = [word.format(workers=given.workers, jobs=given.jobs, numbers=numbers) for word in words]
+    command = [given.peer_python, str(JOB), "-m", f"out={folder}/out", *work(given), *filled]
     began = time.perf_counter()
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        return {"missing": lines[-1] if lines else f"exit code {done.returncode}"}
-    return busy(folder / "out", arguments, time.perf_counter() - began)
+        raise Missing(lines[-1] if lines else f"exit code {done.returncode}")
+    return busy(folder / "out", given, time.perf_counter() - began)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def busy(out: Path, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
+def busy(out: Path, given: argparse.Namespace, seconds: float) -> dict[str, Any]:
     """Shares of the devices' time, from what the jobs wrote."""
     begun = {line["number"]: line["time"] for line in lines(out) if line["what"] == "begin"}
     ended = {line["number"]: line["time"] for line in lines(out) if line["what"] == "end"}
     first, last_begin, last_end = min(begun.values()), max(begun.values()), max(ended.values())
-    workers = arguments.workers
+    workers = given.workers
     free = [0.0] * workers  # when each device would be, if nothing came between
     for number in sorted(begun):
-        heapq.heapreplace(free, free[0] + seconds_of(number, *arguments.seconds))
-    total = sum(seconds_of(number, *arguments.seconds) for number in begun)
+        heapq.heapreplace(free, free[0] + seconds_of(number, *given.seconds))
+    total = sum(seconds_of(number, *given.seconds) for number in begun)
     # the jobs that follow one another on a device, whichever it is: a beginning takes the end before it
     ends = sorted(ended.values())
     between = [begin - end for begin, end in zip(sorted(begun.values())[workers:], ends, strict=False)]
 
     def share(until: float) -> float:
         taken = sum(min(ended[number], until) - begun[number] for number in begun)
-        return round(taken / (workers * (until - first)), 3)
+        return taken / (workers * (until - first))
 
     return {
         "busy": share(last_end),
-        "possible": round(total / (workers * max(free)), 3),
+        "possible": total / (workers * max(free)),
         "busy while there was work": share(last_begin),
-        "between": [round(statistics.median(between), 2), round(max(between), 2)],
-        "seconds": round(seconds, 1),
-        "least possible": round(max(free), 1),
+        "between": statistics.median(between),
+        "between, at the most": max(between),
+        "seconds": seconds,
+        "least possible": max(free),
     }
 
 
@@ -213,10 +216,10 @@ def killed(folder: Path, trials: int) -> dict[str, Any]:
         "begun": sum(begun.values()),
         "lost": sum(ended[number] == 0 for number in range(trials)),
         "ended twice": sum(count > 1 for count in ended.values()),
-        "workers' exit codes": codes,
-        "seconds": round(seconds, 1),
+        "workers that failed": sum(code != 0 for code in codes[1:]),
+        "seconds": seconds,
     }
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,36 +1,35 @@
-"""Word tokenization beside Hugging Face ``tokenizers`` (WordLevel), in turn, on the same texts.
+"""Word tokenization beside Hugging Face ``tokenizers`` (WordLevel) and fastText's reader, on the same texts.
 
-    python benchmarks/tokenize_words.py --mirror DIR [--documents 25000] [--repeats 3] [--threads N]
+    python benchmarks/tokenize_words.py [--mirror DIR] [--documents 25000] [--repeats 3] [--threads N]
 
-Both sides start from the same texts in memory, cut at white space with Unicode's punctuation apart, drop
-case, count a vocabulary of the words that occur twice, and end with the ids of all documents end to end. Ours
-also writes its cache to a fresh folder, as in a first run. Only the library's own work is timed for it: the
-conversion to Python strings that it needs is left out, that of its encodings to flat ids is left in. Ends in
-one JSON line.
+All start from IMDB's training texts, or as many made-up ones. textbed and tokenizers cut at white space with
+Unicode's punctuation apart, drop case, count a vocabulary of the words that occur twice, and end with the ids
+of all documents end to end. Ours also writes its cache to a fresh folder, as in a first run. Only the
+library's own work is timed for it: the conversion to Python strings that it needs is left out, that of its
+encodings to flat ids is left in.
+
+fastText reads a file in which words are in lower case and apart already, as its users prepare it outside of
+its time, and counts them (a training of no epochs, one column wide, with words that occur twice). That is
+less than ours do: it ends with a dictionary and no ids. It has one thread for this.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import statistics
 import sys
 import tempfile
-import time
 import unicodedata
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from machine import processor
+from documents import encoded, fasttext_line
+from documents import read as read_documents
+from measuring import CLOCKS, Missing, Results, apart, at_least_one, options, peer, read
 
-from textbed.data.encoding import encode
-from textbed.data.vocabulary import as_texts, thread_count
+from textbed.data.vocabulary import thread_count
 
 # What the library's own Punctuation sets apart: ASCII's signs, and what Unicode calls punctuation.
 PUNCTUATION = "$+<=>^`|~" + "".join(
@@ -38,38 +37,24 @@ PUNCTUATION = "$+<=>^`|~" + "".join(
 )
 
 
-class Texts:
-    """An array of texts in the shape of a split."""
-
-    fingerprint = "benchmark"
-
-    def __init__(self, texts: pa.Array) -> None:
-        self.array = texts
-        self.num_rows = len(texts)
-
-    def texts(self, column: int = 0, rows_per_batch: int = 8192) -> Iterator[pa.Array]:
-        for begin in range(0, self.num_rows, rows_per_batch):
-            yield self.array.slice(begin, rows_per_batch)
-
-
-def ours(texts: pa.Array, threads: int) -> tuple[float, int, int]:
+def ours(texts: pa.Array, threads: int, clock: str) -> tuple[float, int, int]:
     """Return seconds, tokens and rows of the vocabulary."""
     settings = {"kind": "words", "split_off": PUNCTUATION, "normalize": None, "html_breaks": False}
-    rows = np.arange(len(texts))
     with tempfile.TemporaryDirectory() as cache:
-        start = time.perf_counter()
-        tokenizer, columns = encode(
-            {**settings, "min_count": 2}, {"train": Texts(texts)}, 1, ("train", rows), Path(cache), threads
-        )
-        ids, _ = columns["train"][0].gather(rows)
-        return time.perf_counter() - start, len(ids), len(tokenizer)
+        start = CLOCKS[clock]()
+        size, found = encoded({"train": texts}, {**settings, "min_count": 2}, Path(cache), threads)
+        return CLOCKS[clock]() - start, len(found["train"][0]), size
 
 
-def theirs(strings: list[str]) -> tuple[float, int, int]:
+def word_level(texts: pa.Array, threads: int, clock: str) -> tuple[float, int, int]:
     """Return seconds, tokens and rows of the vocabulary."""
+    # Read by the library as it is loaded.
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    start = time.perf_counter()
+    strings = texts.to_pylist()
+    start = CLOCKS[clock]()
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -84,65 +69,36 @@ def theirs(strings: list[str]) -> tuple[float, int, int]:
         for begin in range(0, len(strings), 1024)
     )
     ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32)
-    return time.perf_counter() - start, len(ids), tokenizer.get_vocab_size()
+    return CLOCKS[clock]() - start, len(ids), tokenizer.get_vocab_size()
+
+
+def measure(texts: pa.Array, prepared: Path, given: argparse.Namespace, results: Results) -> None:
+    threads = thread_count(given.threads)
+    for _ in range(given.repeats):
+        for name, side in (("textbed", ours), ("tokenizers", word_level)):
+            (seconds, tokens, vocabulary), grown = apart(side, texts, threads, given.clock)
+            figures = {"tokens": tokens, "vocabulary": vocabulary}
+            results.add("imdb", name, seconds=seconds, grown_mb=grown, **figures)
+        try:
+            results.add("imdb", "fasttext", **peer(given, "fasttext_read", prepared))
+        except Missing as why:
+            results.leave_out("fasttext", why)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--mirror", type=Path, required=True, help="folder with imdb/train.parquet in it")
-    parser.add_argument("--documents", type=int, default=25_000, help="how many of IMDB's training texts")
-    parser.add_argument("--repeats", type=int, default=3, help="how often each side runs, in turn")
-    parser.add_argument(
-        "--threads", type=int, default=None, help="threads of both sides; all cores if not given"
-    )
-    given = parser.parse_args()
-    path = given.mirror / "imdb" / "train.parquet"
-    if not path.is_file():
-        print(f"no file {path}: --mirror must name a folder with imdb/train.parquet in it", file=sys.stderr)
-        return 2
-    if given.documents < 1 or given.repeats < 1:
-        print("--documents and --repeats must be at least 1", file=sys.stderr)
-        return 2
-    threads = thread_count(given.threads)
-    # Read by the library as it is loaded.
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    os.environ["RAYON_NUM_THREADS"] = str(threads)
-    import tokenizers
-
-    texts = as_texts(pq.read_table(path, columns=["text"])["text"].slice(0, given.documents))
-    strings = texts.to_pylist()
-    runs: dict[str, list[tuple[float, int, int]]] = {"textbed": [], "tokenizers": []}
-    ours(texts.slice(0, 100), threads)
-    for repeat in range(given.repeats):
-        runs["textbed"].append(ours(texts, threads))
-        runs["tokenizers"].append(theirs(strings))
-        seconds = {name: round(done[-1][0], 2) for name, done in runs.items()}
-        print(f"repeat {repeat + 1}: seconds {seconds}", flush=True)
-    result: dict[str, object] = {
-        "benchmark": "tokenize_words",
-        "documents": len(texts),
-        "threads": threads,
-        "repeats": given.repeats,
-    }
-    medians = {}
-    for name, done in runs.items():
-        medians[name] = statistics.median(seconds for seconds, _, _ in done)
-        result[name] = {
-            "seconds": round(medians[name], 3),
-            "documents_per_second": round(len(texts) / medians[name]),
-            "tokens_per_second": round(done[0][1] / medians[name]),
-            "tokens": done[0][1],
-            "vocabulary": done[0][2],
-        }
-    result["ratio"] = round(medians["tokenizers"] / medians["textbed"], 2)
-    result["machine"] = {"cores": os.cpu_count(), "processor": processor()}
-    result["versions"] = {
-        "python": platform.python_version(),
-        "pyarrow": pa.__version__,
-        "numpy": np.__version__,
-        "tokenizers": tokenizers.__version__,
-    }
-    print(json.dumps(result))
+    parser = options(__doc__)
+    parser.add_argument("--documents", type=at_least_one, default=25_000, help="how many training texts")
+    given = read(parser, {"documents": 300})
+    texts, _ = read_documents(given.mirror, "imdb", "train", given.documents)
+    results = Results("tokenize_words", given, ["pyarrow", "numpy", "tokenizers"])
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "train.txt"
+        with prepared.open("w", encoding="utf-8") as file:
+            file.writelines(f"{fasttext_line(text.as_py(), 0)}\n" for text in texts)
+        measure(texts, prepared, given, results)
+    results.ratio("tokenizers / textbed", ("imdb", "tokenizers"), ("imdb", "textbed"), aim=">= 20")
+    results.ratio("fasttext / textbed", ("imdb", "fasttext"), ("imdb", "textbed"), aim=">= 1")
+    results.show()
     return 0
 
 

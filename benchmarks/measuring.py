@@ -1,0 +1,310 @@
+"""What the benchmarks share: their options, sides in processes of their own, and the JSON line at the end.
+
+    python benchmarks/NAME.py [--mirror DIR] [--vectors DIR] [--peer-python PYTHON] [--repeats N]
+        [--clock wall|cpu] [--threads N] [--tiny]
+
+A benchmark compares sides, such as this package and a peer, in one or more cases, such as tables of several
+sizes. In each repeat every side runs once, one after the other; a ratio is the median over the repeats of the
+ratio within one. The last line on standard output is the result, in JSON:
+
+    benchmark   its name
+    settings    sizes, repeats, the clock
+    cases       case -> side -> figure: the median over the repeats, of megabytes the largest
+    ratios      name -> one side's figure over another's, or one case's over another's
+    aims        name -> {"aim": ">= 3", "is": 4.2, "met": true}
+    missing     side -> why it was not measured, such as a peer that is not installed
+    machine     cores, processor, load
+    versions    of Python and the packages that were measured
+
+``peak_mb`` is the largest memory of a whole process, ``grown_mb`` what a side took above what its process,
+a copy of the one that began, held before. Only Python's own library is imported here: a peer's interpreter
+has nothing else in common with ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from machine import machine
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Options
+# ------------------------------------------------------------------------------------------------------------
+
+
+def at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return number
+
+
+def options(
+    doc: str | None, repeats: int = 3, parents: Sequence[argparse.ArgumentParser] = ()
+) -> argparse.ArgumentParser:
+    """The options that all benchmarks take, whether they have a use for each or not."""
+    parser = argparse.ArgumentParser(
+        description=(doc or "").strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=list(parents),
+    )
+    parser.add_argument(
+        "--mirror", type=Path, metavar="DIR", help="folder of data sets, with imdb/train.parquet in it"
+    )
+    parser.add_argument(
+        "--vectors", type=Path, metavar="DIR", help="static table of vectors, as model2vec lays it out"
+    )
+    parser.add_argument(
+        "--peer-python", default=sys.executable, metavar="PYTHON", help="interpreter that has the peers"
+    )
+    parser.add_argument("--repeats", type=at_least_one, default=repeats, help="times that each side runs")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a machine that is busy"
+    )
+    parser.add_argument("--threads", type=at_least_one, help="threads of each side; all cores by default")
+    parser.add_argument(
+        "--tiny", action="store_true", help="sizes that take seconds, to see that it runs: no figure counts"
+    )
+    return parser
+
+
+def read(
+    parser: argparse.ArgumentParser, tiny: Mapping[str, Any], given: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """The options as given; with ``--tiny`` the sizes in ``tiny`` and one repeat."""
+    found = parser.parse_args(given)
+    if found.tiny:
+        vars(found).update(tiny, repeats=1)
+    if found.mirror is not None and not (found.mirror / "imdb" / "train.parquet").is_file():
+        parser.error(f"--mirror {found.mirror}: no imdb/train.parquet in it")
+    if found.vectors is not None and not (found.vectors / "model.safetensors").is_file():
+        parser.error(f"--vectors {found.vectors}: no model.safetensors in it")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Sides
+# ------------------------------------------------------------------------------------------------------------
+
+
+def peak_mb() -> float:
+    """Largest memory of this process so far, in MB."""
+    with suppress(OSError, StopIteration):
+        # getrusage would count what the process that started this one held
+        lines = Path("/proc/self/status").read_text(errors="replace").split("\n")
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1000
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def _run(function: Callable[..., Any], given: tuple[Any, ...], connection: Connection) -> None:
+    before = peak_mb()
+    connection.send((function(*given), peak_mb() - before))
+
+
+def apart(function: Callable[..., Any], *given: Any) -> tuple[Any, float]:
+    """What the function returns in a copy of this process, and the megabytes that it took there.
+
+    Nothing may have run on torch's threads in this process before.
+    """
+    if not hasattr(os, "fork"):
+        raise SystemExit("needs a system on which processes can be copied, such as Linux")
+    context = multiprocessing.get_context("fork")
+    mine, other = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(function, given, other))
+    process.start()
+    other.close()
+    try:
+        return mine.recv()
+    except EOFError:
+        raise SystemExit("a side ended without a result, perhaps for want of memory") from None
+    finally:
+        process.join()
+
+
+class Ended(NamedTuple):
+    """What a command took."""
+
+    wall: float
+    cpu: float
+    peak_mb: float
+    out: str
+
+    def seconds(self, clock: str) -> float:
+        return self.wall if clock == "wall" else self.cpu
+
+
+# Runs a command and says what it took. A small process: what starts a command counts as its memory.
+_LAUNCHER = """
+import json, os, sys, time
+begin = time.perf_counter()
+child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+_, status, usage = os.wait4(child, 0)
+wall = time.perf_counter() - begin
+unit = 1e6 if sys.platform == "darwin" else 1e3
+figures = [wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit]
+print("\\n" + json.dumps([os.waitstatus_to_exitcode(status), *figures]))
+"""
+
+
+def command(
+    words: Sequence[str | Path], environment: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Ended:
+    """Run a command, of which the first word is a path.
+
+    Raises:
+        subprocess.CalledProcessError: it did not end with 0; ``stderr`` holds what it said.
+    """
+    texts = [str(word) for word in words]
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", "-c", _LAUNCHER, *texts],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **(environment or {})},
+        check=True,
+    )
+    out, _, last = done.stdout.rstrip("\n").rpartition("\n")
+    code, wall, cpu, peak = json.loads(last)
+    out = out.rstrip("\n")
+    if code:
+        raise subprocess.CalledProcessError(code, texts, out, done.stderr)
+    return Ended(wall, cpu, peak, out)
+
+
+class Missing(Exception):
+    """A peer that cannot be measured here; says why."""
+
+
+def peer(given: argparse.Namespace, script: str, *arguments: str | Path) -> Any:
+    """What a script of ``benchmarks/peers``, run by the peers' interpreter, says in its last line, in JSON.
+
+    Raises:
+        Missing: the interpreter has not what the script imports.
+    """
+    environment = {"TOKENIZERS_PARALLELISM": "true"}
+    if given.threads:
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS"), str(given.threads))
+    words = [given.peer_python, HERE / "peers" / f"{script}.py", "--clock", given.clock, *arguments]
+    try:
+        said = command(words, environment)
+    except subprocess.CalledProcessError as error:
+        lines = (error.stderr or "").strip().split("\n")
+        if not lines[-1].startswith(("ModuleNotFoundError", "ImportError", "FileNotFoundError")):
+            raise SystemExit(f"{script}: {error.stderr or error}") from None
+        reason = f"{given.peer_python}: {lines[-1].partition(': ')[2]}; give --peer-python"
+        raise Missing(reason) from None
+    return json.loads(said.out.rpartition("\n")[2])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Results
+# ------------------------------------------------------------------------------------------------------------
+
+
+class Results:
+    """The figures of a benchmark, repeat by repeat."""
+
+    def __init__(self, name: str, given: argparse.Namespace, packages: Sequence[str] = ()) -> None:
+        self.name, self.given = name, given
+        self.versions = {"python": platform.python_version()} | {
+            package: importlib.metadata.version(package) for package in ("textbed", "torch", *packages)
+        }
+        self.cases: dict[str, dict[str, dict[str, list[float]]]] = {}
+        self.ratios: dict[str, float] = {}
+        self.aims: dict[str, dict[str, Any]] = {}
+        self.missing: dict[str, str] = {}
+
+    def add(self, case: str, side: str, **figures: float) -> None:
+        """Figures of one repeat."""
+        kept = self.cases.setdefault(case, {}).setdefault(side, {})
+        for name, value in figures.items():
+            kept.setdefault(name, []).append(value)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        print(f"{case}, {side}: {shown}", flush=True)
+
+    def leave_out(self, side: str, why: object) -> None:
+        """Say once that a side is not measured."""
+        if side not in self.missing:
+            self.missing[side] = str(why)
+            print(f"{side}: not measured: {why}", flush=True)
+
+    def ratio(
+        self,
+        name: str,
+        over: tuple[str, str],
+        under: tuple[str, str],
+        aim: str | None = None,
+        figure: str = "seconds",
+    ) -> None:
+        """One side's figure over another's, each named by case and side; nothing where one is missing."""
+        try:
+            above, below = (self.cases[case][side][figure] for case, side in (over, under))
+        except KeyError:
+            return
+        ratio = statistics.median(a / b for a, b in zip(above, below, strict=True))
+        self.ratios[name] = rounded(ratio)
+        if aim is not None:
+            self.aim(name, ratio, aim)
+
+    def aim(self, name: str, value: float, aim: str) -> None:
+        """A figure and what it is to be, such as ``<= 0.7``."""
+        sign, _, bound = aim.partition(" ")
+        met = {"<=": value <= float(bound), ">=": value >= float(bound), "<": value < float(bound)}[sign]
+        self.aims[name] = {"aim": aim, "is": rounded(value), "met": met}
+
+    def median(self, case: str, side: str, figure: str = "seconds") -> float:
+        return statistics.median(self.cases[case][side][figure])
+
+    def show(self) -> None:
+        """Print the JSON line."""
+        settings = {
+            name: value
+            for name, value in vars(self.given).items()
+            if value is not None and not isinstance(value, Path) and name != "peer_python"
+        }
+        settings["source"] = "mirror" if self.given.mirror else "made up"
+        result = {
+            "benchmark": self.name,
+            "settings": settings,
+            "cases": {
+                case: {
+                    side: {
+                        name: rounded(max(values) if name.endswith("_mb") else statistics.median(values))
+                        for name, values in figures.items()
+                    }
+                    for side, figures in sides.items()
+                }
+                for case, sides in self.cases.items()
+            },
+            "ratios": self.ratios,
+            "aims": self.aims,
+            "missing": self.missing,
+            "machine": machine(),
+            "versions": self.versions,
+        }
+        print(json.dumps(result), flush=True)
+
+
+def rounded(value: float) -> float:
+    """Four digits are more than a measurement has."""
+    return float(f"{value:.4g}")
