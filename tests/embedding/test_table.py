@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from itertools import pairwise
 from typing import get_args
@@ -138,6 +139,31 @@ def test_max_norm_shortens_what_is_looked_up(mode, norm_type):
     assert table(batch_of([4])).norm(norm_type).item() == pytest.approx(0.5, abs=1e-5)
     # Two lookups before the backward pass, each of which writes in place.
     (table.pool(BATCH, "mean") + table.pool(BATCH, "max")).sum().backward()
+
+
+@pytest.mark.parametrize("norm_type", [0.5, 1.0, 2.0, 3.0, math.inf])
+def test_a_row_is_shortened_once_and_to_the_bits_of_nn_embedding(norm_type):
+    """nn.Embedding shortens many of these rows again and again, by their last digits."""
+    random = torch.Generator().manual_seed(0)
+    table = Table(300, 300, max_norm=0.7, norm_type=norm_type)
+    with torch.no_grad():
+        table.table.weight.normal_(generator=random)
+    plain = nn.Embedding(
+        300, 300, _weight=table.table.weight.detach().clone(), max_norm=0.7, norm_type=norm_type
+    )
+    ids = torch.randint(300, (1000,), generator=random).int()
+    batch = TokenBatch(ids, torch.tensor([0, 400, 1000], dtype=torch.int32))
+    with torch.no_grad():
+        first = table(batch)
+        assert torch.equal(first, plain(ids))
+        kept = table.table.weight.clone()
+        assert torch.equal(table(batch_of(ids.tolist()[::-1])), first.flip(0))
+        table.pool(batch, "mean")
+        assert torch.equal(table.table.weight, kept)
+        # any training moves a row by more than what is let pass
+        table.table.weight.mul_(1 + 1e-4)
+        table(batch)
+        assert torch.allclose(table.table.weight[ids], kept[ids], rtol=1e-5, atol=0)
 
 
 def test_a_frozen_table_is_shortened_once():

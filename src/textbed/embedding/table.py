@@ -131,7 +131,8 @@ class Table(FrontEnd):
             ``DEFAULT_SCALE``.
         padding_idx: the row that is zero, is never trained, and is not counted by ``pool``.
         max_norm: rows longer than this are shortened to it when they are looked up, in place as nn.Embedding
-            does it; all rows are shortened once at the start, and a frozen table is not touched after that.
+            does it, but a row that was shortened is not shortened again until training has moved it; all rows
+            are shortened once at the start, and a frozen table is not touched after that.
         norm_type: p of the norm that ``max_norm`` speaks of.
         scale_grad_by_freq: divide the gradient of a row by how often it comes in the batch.
         sparse: give sparse gradients, for SGD, SparseAdam or Adagrad without weight decay.
@@ -229,7 +230,7 @@ class Table(FrontEnd):
         if padding_idx is not None:
             weight[padding_idx] = 0
         if max_norm is not None:
-            torch.embedding_renorm_(weight, torch.arange(num_embeddings), max_norm, norm_type)
+            _shorten(weight, None, max_norm, norm_type)
         self.shard: Shard | None = None
         self.dim = dim
         self.padding_idx = padding_idx
@@ -381,7 +382,7 @@ class Table(FrontEnd):
         if table.max_norm is not None:
             # Through .data, of which autograd hears nothing: a batch that is looked up twice finds its rows
             # short enough the second time, so what the first has kept for its gradient still holds.
-            torch.embedding_renorm_(table.weight.data, batch.ids, table.max_norm, table.norm_type)
+            _shorten(table.weight.data, batch.ids.unique(), table.max_norm, table.norm_type)
         return table.weight
 
     def _look_up(self, batch: TokenBatch) -> Tensor:
@@ -414,6 +415,22 @@ class Table(FrontEnd):
 def sums_among(pools: Sequence[Reduction] | None) -> int:
     """How many of the reductions a linear layer may follow instead of going before: sums and means."""
     return sum(mode != "max" for mode in pools or ())
+
+
+def _shorten(weight: Tensor, ids: Tensor | None, max_norm: float, norm_type: float) -> None:
+    """Shorten the rows ``ids``, None for all, that are longer than ``max_norm`` to it, in place.
+
+    Rounding leaves up to half of the rows that nn.Embedding has shortened a last digit too long, so that
+    every look-up shortens them again, and a model changes by being evaluated. Hence the tolerance, far above
+    rounding. It also leaves few rows to ``embedding_renorm_``, which takes them one by one.
+    """
+    if weight.is_meta:  # nothing to shorten
+        return
+    rows = weight if ids is None else weight.index_select(0, ids)
+    tolerance = max(1e-5, 4 * torch.finfo(weight.dtype).eps)
+    long = torch.linalg.vector_norm(rows, norm_type, dim=1) > max_norm * (1 + tolerance)
+    long_ids = long.nonzero().squeeze(1) if ids is None else ids[long]
+    torch.embedding_renorm_(weight, long_ids, max_norm, norm_type)
 
 
 def _initial_rows(
