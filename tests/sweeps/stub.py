@@ -1,7 +1,8 @@
 """Stands in for train.py: leaves a run folder within milliseconds, or fails as it is told to.
 
 ``x=0.3`` is the best that it can be given; ``do=`` says what becomes of it, ``epochs=`` and ``pause=``
-(seconds for each) how long it takes. Every start is a line in ``calls.txt`` beside the runs.
+(seconds for each) how long it takes; one whose ``x`` is that of ``holds=`` waits before its fifth epoch to be
+told to end. Every start is a line in ``calls.txt`` beside the runs.
 """
 
 import fcntl
@@ -66,6 +67,8 @@ for epoch in range(done, epochs):
     if do == "once" and "resume" not in given:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(pause)
+    if epoch == 4 and "holds" in given and given["holds"] == given["x"]:
+        time.sleep(60)
     with record.open("a") as file:
         file.write(json.dumps({"epoch": epoch, "val/accuracy": best * (epoch + 1) / epochs}) + "\n")
 if do == "raise":

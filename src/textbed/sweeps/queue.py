@@ -11,7 +11,7 @@ import functools
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -272,6 +272,30 @@ class Queue:
     def limit_hours(self, hours: float | None) -> None:
         """From now on count these hours, after which no trial begins."""
         self.study.set_user_attr("end", None if hours is None else time.time() + hours * 3600)
+
+    # -- while one runs --------------------------------------------------------------------------------------
+
+    def report(self, job: Job, figures: Iterable[tuple[int, float]], ask: bool = True) -> bool:
+        """Write down what validations of a trial gave; whether the pruner gives the trial up.
+
+        The pruner is asked about each by itself, up to the first at which it gives up: which rungs a trial
+        reached, and with what, must not hang on how many validations there were between two looks.
+
+        Args:
+            figures: the number of a validation, from 1, and the first objective's value. Those that are on
+                record, of an attempt before, may be among them.
+            ask: whether the pruner is asked; not about what was told to end.
+        """
+        with self.folder.lock():
+            behind = False
+            if not self._is_mine(job):
+                return False
+            known = self._now(job.number).intermediate_values
+            for step, value in figures:
+                if step not in known and math.isfinite(value):
+                    job.trial.report(value, step)
+                    behind = behind or (ask and job.trial.should_prune())
+        return behind
 
     # -- ending ----------------------------------------------------------------------------------------------
 

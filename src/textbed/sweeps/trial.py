@@ -190,6 +190,7 @@ class Trial:
         if code is None:
             self._watch()
             return None
+        self._falls_behind()  # too late to end it, but others are measured against its last figures too
         return self._ending(code)
 
     def _watch(self) -> None:
@@ -209,24 +210,13 @@ class Trial:
             self.stop(PRUNED)
 
     def _falls_behind(self) -> bool:
-        """Whether the study's pruner gives the trial up, for its validation figures so far."""
-        return self._tell() and self.job.trial.should_prune()
-
-    def _tell(self) -> bool:
-        """Tell the study of the validation figures so far; whether there were new ones."""
+        """Tell the study of the validation figures that are new; whether its pruner gives the trial up."""
         run = self.run
         if run is None or self.job.queue.name != "trials" or self.folder.plan.settings["pruner"] == "none":
             return False
         figures = self._record.read(run / "metrics.jsonl", self.folder.plan.objectives[0])
-        if len(figures) == self._told:
-            return False
-        self._told = len(figures)
-        trial = self.job.trial
-        known = trial.study.get_trials(deepcopy=False)[self.job.number].intermediate_values
-        for step, value in figures:
-            if step not in known and math.isfinite(value):  # an attempt before may have told of it
-                trial.report(value, step)
-        return True
+        new, self._told = figures[self._told :], len(figures)
+        return bool(new) and self.job.queue.report(self.job, new, ask=self.stopped is None)
 
     def stop(self, why: str) -> None:
         """Tell the process to end, and to leave what can be gone on from."""
@@ -257,7 +247,6 @@ class Trial:
     def _ending(self, code: int) -> Ending:
         finished = self._finished()
         if finished is not None and code == 0:
-            self._tell()  # those that come after are measured by its last figures too
             return self._of_figures(finished.metrics)
         self.kill()  # what a process that died may have left behind
         last = "" if self.child is None else self._last_lines()
