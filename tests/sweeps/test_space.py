@@ -125,6 +125,19 @@ def test_the_command_line_takes_the_place_of_the_config(parser: OverridesParser)
     assert [one.key for one in dimensions] == ["seed"]
 
 
+def test_a_condition_on_what_the_command_line_chose(parser: OverridesParser) -> None:
+    params = {key.replace("__", "."): value for key, value in CONDITIONAL.items()}
+    for typed, conditions in (
+        ("head=gru", {"head.hidden": None}),
+        ("head=mean", {}),
+        ("head=gru,mean", {"head": None, "head.hidden": Condition("head", ("gru",))}),
+        ("head=mean,max", {"head": None}),
+    ):
+        fixed, found = space.read(params, [typed], parser, grid=False)
+        assert {one.key: one.when for one in found} == conditions
+        assert fixed == ([] if "," in typed else [typed])
+
+
 def test_a_space_as_plain_values(parser: OverridesParser) -> None:
     for one in read(parser, grid=False, **CONDITIONAL):
         assert Dimension.from_plain(one.plain()) == one

@@ -266,8 +266,12 @@ class Queue:
         return math.inf if most is None or self.name != "trials" else most
 
     def _in_time(self) -> bool:
+        return self.seconds_left() != 0
+
+    def seconds_left(self) -> float | None:
+        """Until no trial begins any more; None where only a number limits them."""
         end = self.study.user_attrs.get("end")
-        return end is None or self.name != "trials" or time.time() < end
+        return None if end is None or self.name != "trials" else max(end - time.time(), 0.0)
 
     def limit_hours(self, hours: float | None) -> None:
         """From now on count these hours, after which no trial begins."""
@@ -405,19 +409,19 @@ class Queue:
         rows = self.rows()
         return not any(row.status == "running" for row in rows) and not self._may_begin(rows)
 
-    def left(self) -> int | None:
+    def left(self, rows: Sequence[Row]) -> int | None:
         """Trials that are still to end; None where a number is not known."""
-        rows = self.rows()
         ended = sum(row.status not in ("waiting", "running") for row in rows)
         limit = self._limit()
         if self.draws:
             return None if math.isinf(limit) else max(int(limit) - ended, 0)
         return int(min(len(rows), limit)) - ended
 
-    def best(self) -> Best | None:
+    def best(self, rows: Sequence[Row] | None = None) -> Best | None:
         """The point with the best first objective, the mean over seeds and folds where there are several."""
+        rows = self.rows() if rows is None else rows
         groups: dict[tuple[tuple[str, str], ...], list[float]] = {}
-        for row in self.rows():
+        for row in rows:
             if row.values and row.same_as is None:
                 point = tuple(one for one in row.point.items() if one[0] not in REPEATS)
                 groups.setdefault(point, []).append(row.values[0])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import IO, Any
 
 from rich.console import Console, Group
@@ -35,7 +37,6 @@ class Screen:
         self._last: tuple[Worker, Queue] | None = None
         """What the table was last drawn of."""
         self._began = time.monotonic()
-        self._best: float | None = None
 
     def __enter__(self) -> Screen:
         if self._out.is_terminal:
@@ -66,8 +67,7 @@ class Screen:
         if ending.values:
             figures = zip(self.folder.plan.objectives, ending.values, strict=True)
             line += ": " + ", ".join(f"{name} {shown(value)}" for name, value in figures)
-            best = trial.job.queue.name == "trials" and self._is_best(ending.values[0])
-            line += " (best so far)" if best else ""
+            line += " (best so far)" if self._is_best(trial, ending.values[0]) else ""
         elif ending.error:
             line += f": {ending.error}"
         if again:
@@ -82,12 +82,11 @@ class Screen:
             self._live.update(self._table(*self._last), refresh=True)
             self._next = time.monotonic() + _DRAW_SECONDS
 
-    def _is_best(self, value: float) -> bool:
+    def _is_best(self, trial: Trial, value: float) -> bool:
+        queue = trial.job.queue
+        others = [row.values[0] for row in queue.rows() if row.values and row.number != trial.job.number]
         lower = is_lower_better(self.folder.plan.objectives[0])
-        best = self._best is None or (value < self._best if lower else value > self._best)
-        if best:
-            self._best = value
-        return best
+        return queue.name == "trials" and all(value < other if lower else value > other for other in others)
 
     # -- the table -------------------------------------------------------------------------------------------
 
@@ -110,18 +109,30 @@ class Screen:
         parts = [f"{queue.name}: {counts['running']} running", f"{counts[FINISHED]} finished"]
         parts += [f"{counts[PRUNED]} pruned"] if counts[PRUNED] else []
         parts += [f"{failed} failed"] if failed else []
-        left = queue.left()
+        left = queue.left(rows)
         if left is not None:
             parts.append(f"{left} to go")
-        best = queue.best()
+        best = queue.best(rows)
         if best is not None:
             parts.append(f"best {shown(best.value)} ({best.name})")
         parts.append(f"{duration(time.monotonic() - self._began)} so far")
-        took = [row.seconds for row in rows if row.seconds and row.status in (FINISHED, PRUNED)]
-        if left and took:
-            rest = sum(took) / len(took) * left / max(len(worker.slots), counts["running"])
+        rest, limit = self._rest(worker, rows, left), queue.seconds_left()
+        if limit is not None and (rest is None or limit < rest):
+            parts.append(f"none begins after {duration(limit)}" if limit else "none begins any more")
+        elif rest is not None:
             parts.append(f"about {duration(rest)} left")
         return escape(", ".join(parts))
+
+    @staticmethod
+    def _rest(worker: Worker, rows: Sequence[Row], left: int | None) -> float | None:
+        """Seconds that the trials which are still to end may take; None where nothing tells."""
+        took = [row.seconds for row in rows if row.seconds and row.status in (FINISHED, PRUNED)]
+        if not left or not took:
+            return None
+        mean = statistics.fmean(took)
+        running = sum(row.status == "running" for row in rows)
+        done = sum(min(trial.seconds, mean) for trial in worker.running.values())  # of those that run here
+        return (mean * left - done) / max(len(worker.slots), running)
 
 
 def trials_table(

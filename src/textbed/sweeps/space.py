@@ -8,6 +8,7 @@ when: head=gru,lstm}``.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -128,6 +129,7 @@ def read(
         UserError: a value that is neither, or a condition that cannot hold.
     """
     given: dict[str, tuple[Override, Any]] = {}
+    here = {override.get_key_element(): override for override in parser.parse_overrides(list(typed))}
     for key, value in params.items():
         text, when = value, None
         if isinstance(value, Mapping):
@@ -136,15 +138,29 @@ def read(
             text, when = value["values"], value.get("when")
         (override,) = parser.parse_overrides([f"{key}={text}"])
         given[override.get_key_element()] = (override, when)
-    for override in parser.parse_overrides(list(typed)):
-        given[override.get_key_element()] = (override, None)
+    given |= {key: (override, None) for key, override in here.items()}
     fixed, space = [], []
     for key, (override, when) in given.items():
         if when is not None or override.is_sweep_override():
             space.append(_dimension(key, override, when, grid))
         else:
             fixed.append(str(override.input_line))
-    return fixed, _ordered(space)
+    return fixed, _ordered(_narrowed(space, here, grid))
+
+
+def _narrowed(space: list[Dimension], typed: Mapping[str, Override], grid: bool) -> list[Dimension]:
+    """The space without keys whose condition cannot hold any more, as the command line chose otherwise."""
+    narrowed = []
+    for one in space:
+        if one.when is not None and one.when.key in typed:
+            other = _dimension(one.when.key, typed[one.when.key], None, grid)
+            values = tuple(value for value in one.when.values if value in other.choices)
+            if not values:
+                continue
+            always = len(other.choices) == 1
+            one = dataclasses.replace(one, when=None if always else Condition(one.when.key, values))
+        narrowed.append(one)
+    return narrowed
 
 
 def _dimension(key: str, override: Override, when: Any, grid: bool) -> Dimension:
