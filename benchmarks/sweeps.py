@@ -11,9 +11,9 @@ moment that the one before it ended: the last to end leaves the other device idl
 the share up to the beginning of the last. The first start-up counts for none of them. "between" are the
 seconds from the end of a job to the beginning of the next on its device, in the median and at the most.
 PYTHON is that of an environment of its own, since the Optuna sweeper needs an Optuna before version 3:
-`pip install -e .`, then `pip install "hydra-core<1.4" hydra-joblib-launcher hydra-optuna-sweeper`. Then --trials
-trials of a few ms on four workers, a tenth of them killed (SIGKILL) the first time they run, one worker
-killed on the way. All of it is on the clock on the wall.
+`pip install -e .`, then `pip install "hydra-core<1.4" hydra-joblib-launcher hydra-optuna-sweeper`. Then
+--trials trials of a few ms on four workers, a tenth of them killed (SIGKILL) the first time they run, one
+worker killed on the way. All of it is on the clock on the wall.
 """
 
 from __future__ import annotations
