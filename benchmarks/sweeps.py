@@ -25,6 +25,7 @@ import heapq
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -149,7 +150,8 @@ def peer(given: argparse.Namespace, words: list[str], folder: Path) -> dict[str,
     folder.mkdir(parents=True)
     numbers = ",".join(map(str, range(given.jobs)))
     filled = [word.format(workers=given.workers, jobs=given.jobs, numbers=numbers) for word in words]
-    command = [given.peer_python, str(JOB), "-m", f"out={folder}/out", *work(given), *filled]
+    python = os.path.abspath(shutil.which(given.peer_python) or given.peer_python)  # seen from another folder
+    command = [python, str(JOB), "-m", f"out={folder}/out", *work(given), *filled]
     began = time.perf_counter()
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
