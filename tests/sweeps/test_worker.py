@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -77,6 +78,15 @@ def test_a_failure_is_a_row_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert found["nothing"].error == "the run has no val/accuracy"
     assert (found["nothing"].values, found["fine"].values) == ((), (1.0,))
     assert Counter(line.split()[-1] for line in heard.lines)["begins"] == len(ways)
+
+
+def test_a_trial_that_the_system_kills_for_want_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("textbed.sweeps.trial.killed_for_memory", itertools.count().__next__)
+    sweep, _ = run(plan(tmp_path, choice("do", "kill", "fine")), tmp_path, 1)
+    killed, fine = rows(sweep)
+    assert (killed.status, killed.error, fine.status) == ("memory", "killed by SIGKILL", "finished")
 
 
 def test_a_trial_that_hangs_is_ended_and_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +235,26 @@ def test_an_interruption_is_heeded_when_nothing_is_half_done(tmp_path: Path) -> 
         ("waiting", None),
     ]
     assert [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_interruption_kills_what_does_not_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("textbed.sweeps.trial.GRACE_SECONDS", 3600)
+    sweep = SweepFolder.create(tmp_path / "sweep", plan(tmp_path, choice("do", "hang")))
+    begin(sweep)
+
+    class Impatient(Quiet):
+        def tick(self, worker: Worker) -> None:
+            if (sweep.link("trials", 0) / "metrics.jsonl").exists():
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        Worker(sweep, slots(1), Impatient()).run()
+    (row,) = rows(sweep)
+    assert row.status == "waiting"
+    run_folder = sweep.link("trials", 0).resolve()
+    assert not registry.RunFolder(run_folder).is_locked()  # its process is gone
 
 
 def test_nothing_is_claimed_before_it_can_begin(tmp_path: Path) -> None:
