@@ -58,11 +58,13 @@ def test_a_trial_is_given_what_was_typed_without_what_is_the_sweeps(typed: Typed
     assert (plan.threads, plan.accelerator, plan.objectives) == (2, "auto", ["val/accuracy"])
     assert (plan.grid, plan.search, plan.settings["refit"]) == (False, True, 3)
     assert Plan.from_plain(plan.plain()) == plan
+    assert plan.imports == ["wandb"]
     assert launching.trial_overrides(plan)[-1] == "test=false"
     plan = planned(typed, "seed=0,1", "trainer=cpu", "callbacks.checkpoints.monitor=val/loss", "sweep.dir=x")
     assert (plan.grid, plan.search, plan.accelerator, plan.objectives) == (True, False, "cpu", ["val/loss"])
     assert launching.trial_overrides(plan) == ["trainer=cpu", "callbacks.checkpoints.monitor=val/loss"]
     assert planned(typed, "trainer=cpu,gpu", "threads=1,2").accelerator == "auto"
+    assert planned(typed, "seed=0,1", "logger=none").imports == []
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,8 @@ def _tested(folder: SweepFolder, refitted: Queue) -> list[str]:
     if not values:
         return []
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return [f"tested over {len(values)} fresh seeds: {TESTED} {statistics.fmean(values):.4f}{spread}"]
+    seeds = "a fresh seed" if len(values) == 1 else f"{len(values)} fresh seeds"
+    return [f"tested over {seeds}: {TESTED} {statistics.fmean(values):.4f}{spread}"]
 
 
 def command_of(folder: SweepFolder, point: dict[str, str]) -> str:
