@@ -7,13 +7,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from running import ROOT, accuracy, documents, threads_restored, write_csv
 
+from textbed.data.datamodule import TextDataModule
 from textbed.errors import UserError
+from textbed.runs import evaluation as module
 from textbed.runs.evaluation import evaluate
 from textbed.runs.folder import RunFolder
-from textbed.runs.model import load
+from textbed.runs.model import load, read_network
 
 Trained = Callable[[str], RunFolder]
 
@@ -54,6 +57,34 @@ def test_other_data(trained: Trained, tmp_path: Path) -> None:
     expected = accuracy([classes.index(label) for _, label in rows], [classes.index(name) for name in said])
     assert figures["test/accuracy"] == pytest.approx(expected)
     assert [entry["support"] for entry in by_class] == [14, 0, 13]
+
+
+def test_words_in_a_random_order(trained: Trained, tmp_path: Path) -> None:
+    run = trained("words")
+    design, tokenizer, _ = read_network(run.path)
+    path = write_csv(tmp_path / "other.csv", documents(40, seed=5))
+    changes = ["data=csv", f"data.path='{path}'", "data.shuffle_words=true", "data.shuffle_seed=3"]
+
+    def words(*overrides: str) -> list[list[str]]:
+        cfg, own = module._configuration(run, overrides)
+        assert not own
+        dataset = module._other_loader(cfg, tokenizer, design, "train")[0].dataset
+        texts = [dataset.columns[0].gather(np.array([row]))[0] for row in range(40)]
+        return [[tokenizer.tokens[one] for one in ids] for ids in texts]
+
+    plain, mixed = words(*changes[:2]), words(*changes)
+    assert mixed != plain
+    assert [sorted(one) for one in mixed] == [sorted(one) for one in plain]
+    # the order is that of a run on these documents
+    cfg, _ = module._configuration(run, [*changes, "data.test=0", "data.validation=0"])
+    data = TextDataModule(cfg.data, cfg.tokenizer, tmp_path / "cache")
+    data.setup()
+    for row, expected in enumerate(mixed):
+        ids, _ = data.encoded["train"][0].gather(np.array([row]))
+        there = [data.tokenizer.tokens[one] for one in ids]
+        assert [word if word in tokenizer.tokens else "<unk>" for word in there] == expected
+    # the run's own documents are the same in any order
+    assert module._configuration(run, changes[2:])[1]
 
 
 def test_a_folder_that_cannot_be_written(

@@ -23,6 +23,7 @@ from textbed.classifier import TextClassifier
 from textbed.data import sources
 from textbed.data.datamodule import TextDataModule
 from textbed.data.loading import OrderedBatches, TokenDataset, make_loader
+from textbed.data.shuffling import shuffle_key, shuffled
 from textbed.data.vocabulary import Tokenizer
 from textbed.errors import UserError
 from textbed.network import Design
@@ -31,8 +32,12 @@ from textbed.runs.model import best_checkpoint, read_network
 
 SPLITS = ("train", "validation", "test")
 PREFIX = {"train": "train", "validation": "val", "test": "test"}  # of figures, as training names them
-# What may change without other data being meant: where the same data lies, and how it is put into batches.
-SAME_DATA = ("data.mirror", "data.workers", "data.eval_batch_size", "data.batch_tokens")
+# What may change without other data being meant: where the same documents lie, how they are put into batches,
+# and in which order their words stand.
+SAME_DATA = (
+    "data.mirror", "data.workers", "data.eval_batch_size", "data.batch_tokens", "data.shuffle_words",
+    "data.shuffle_seed",
+)  # fmt: skip
 
 
 def evaluate(
@@ -168,9 +173,13 @@ def own_data(folder: RunFolder, tokenizer: Tokenizer, cfg: DictConfig | None = N
 
 
 class _Encoded:
-    """A column of texts as ids, in memory."""
+    """A column of texts as ids, in memory.
 
-    def __init__(self, tokenizer: Tokenizer, split: sources.Split, column: int) -> None:
+    Args:
+        shuffle: the key of the random order in which the tokens of each text are to stand; None leaves them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, split: sources.Split, column: int, shuffle: int | None) -> None:
         parts, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
         for texts in split.texts(column):
             ids, starts = tokenizer.encode(texts)
@@ -178,6 +187,8 @@ class _Encoded:
             lengths.append(np.diff(starts))
         self.ids, self.lengths = np.concatenate(parts), np.concatenate(lengths)
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        if shuffle is not None:
+            self.ids = shuffled(self.ids, self.starts, np.arange(len(self.lengths)), shuffle)
 
     def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = [self.ids[self.starts[row] : self.starts[row + 1]] for row in rows]
@@ -198,7 +209,11 @@ def _other_loader(
     if split not in corpus.splits:
         raise UserError(f"split={split}: the data has none; there are {', '.join(corpus.splits)}")
     part = corpus.splits[split]
-    columns: list[Any] = [_Encoded(tokenizer, part, column) for column in range(corpus.columns)]
+    in_disorder = cfg.data.shuffle_words
+    columns: list[Any] = [
+        _Encoded(tokenizer, part, column, shuffle_key(cfg.data.shuffle_seed, column) if in_disorder else None)
+        for column in range(corpus.columns)
+    ]
     dataset = TokenDataset(columns, part.labels, np.arange(part.num_rows), design.multilabel)
     size, tokens = cfg.data.eval_batch_size, cfg.data.batch_tokens
     batches = OrderedBatches(np.asarray(dataset.lengths), batch_size=size, batch_tokens=tokens)
