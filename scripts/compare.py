@@ -71,7 +71,7 @@ def main() -> int:
         else:
             from textbed.runs.folder import write_text
 
-            write_text(arguments.out, content + "\n")
+            write_text(arguments.out, content + "\n", "--out")
     return 0
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def parse(given: list[str] | None = None) -> argparse.Namespace:
-    from textbed.command import add_import
+    from textbed.command import add_import, at_least_one
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -32,7 +32,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--top", type=int, default=1, metavar="K", help="likeliest classes to say (1)")
     parser.add_argument("--probabilities", action="store_true", help="say the probability of every class")
     parser.add_argument("--prefix", default="", help="in front of the names of the new columns")
-    parser.add_argument("--batch-size", type=int, default=256, help="texts at a time (256)")
+    parser.add_argument("--batch-size", type=at_least_one, default=256, help="texts at a time (256)")
     parser.add_argument("--encoding", default="utf-8", help="of .csv, .tsv and .txt (utf-8)")
     parser.add_argument("--delimiter", help="between columns of .csv and .tsv")
     parser.add_argument("--quote", help="around values that hold a delimiter; empty for none")
@@ -40,7 +40,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
         "--no-header", action="store_true", help="the first row is a document; columns c0, c1"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (cpu)")
-    parser.add_argument("--threads", type=int, help="CPU threads; torch's choice by default")
+    parser.add_argument("--threads", type=at_least_one, help="CPU threads; torch's choice by default")
     add_import(parser)
     arguments = parser.parse_args(given)
     if bool(arguments.texts) == bool(arguments.file):

@@ -191,6 +191,13 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def at_least_one(text: str) -> int:
+    """A whole number of at least 1, as the type of a script's option."""
+    if not re.fullmatch(r"0*[1-9][0-9]*", text):
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least 1")
+    return int(text)
+
+
 def import_own(modules: Iterable[str]) -> None:
     """Import modules that hold parts of a model, from the current folder too.
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -61,13 +62,35 @@ def test_the_card_tells_what_the_run_knew(trained: Trained, tmp_path: Path) -> N
     (result,) = told["model-index"][0]["results"]
     figures = {one["type"]: one["value"] for one in result["metrics"]}
     kept = run.read_metrics()
-    assert figures["accuracy"] == kept["test/accuracy"]
+    assert figures["accuracy"] == round(kept["test/accuracy"], 4)
     assert f"| f1_macro | {kept['test/f1_macro']:.4f} |" in body
     assert run.info()["data"] in body
     assert "Training 0; validation_seed 0, test_seed 0" in body
     assert "one of 3 classes: birds, boats, bread" in body
     block = body.split("```yaml\n")[1].split("```")[0]
     assert yaml.safe_load(block)["embedding"]["dim"] == 8
+
+
+def test_a_folder_for_everyone_whole_or_not_at_all(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained("words")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # an empty one, of whatever name
+    export(str(run.path), "hub", Path())
+    modes = {path.name: path.stat().st_mode & 0o777 for path in Path().iterdir() if path.is_file()}
+    assert sorted(modes) == ["README.md", "config.yaml", "model.safetensors", "model.yaml"]
+    assert len(set(modes.values())) == 1, modes
+
+    def broken(*_: object) -> str:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("textbed.runs.export.model_card", broken)
+    with pytest.raises(UserError, match=r"no space left while writing .*new .*another disk \(DIR\)"):
+        export(str(run.path), "hub", tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    with pytest.raises(UserError, match=r"cannot write /proc/new .*\(DIR\)"):
+        export(str(run.path), "folder", Path("/proc/new"))
 
 
 def test_what_cannot_be_exported(trained: Trained, tmp_path: Path) -> None:

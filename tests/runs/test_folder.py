@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -194,6 +195,24 @@ def test_disk_full_keeps_the_old_file(tmp_path: Path) -> None:
 def test_other_errors_keep_their_kind(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError), writing(tmp_path):
         tmp_path.open("w")
+
+
+def test_a_folder_that_is_gone_or_cannot_be_made(tmp_path: Path) -> None:
+    run = started(tmp_path)
+
+    def write() -> None:
+        with replacing(run.metrics_file) as temporary:
+            shutil.rmtree(run.path)  # somebody tidies up
+            temporary.write_text("{}")
+
+    with pytest.raises(UserError, match=r"cannot write .*metrics\.json .*No such file.*with paths\.runs="):
+        write()
+    with pytest.raises(FileNotFoundError), writing(run.metrics_file):
+        (tmp_path / "other" / "file").read_text()  # is ours
+    with pytest.raises(UserError, match=r"cannot write .* \(No such file or directory\): .* \(--out\)"):
+        write_text(Path("/proc/none/table.tex"), "", "--out")
+    with pytest.raises(UserError, match=r"it is a folder; expected the name of a file"):
+        write_text(tmp_path, "", "--out")
 
 
 def test_full_disk_does_not_hide_the_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,3 +220,6 @@ def test_the_script(
     assert run(folder, "an owl")[0].split("\t")[0] == model.predict(["an owl"])[0]
     assert run(f"{folder}x", "an owl")[1].startswith("error: run folder")
     assert "give texts, or a file of them" in run(folder)[1]
+    for option, value in (("--threads", "0"), ("--threads", "-3"), ("--batch-size", "0")):
+        said = run(folder, "a", option, value)[1]
+        assert f"{option}: {value}: expected a whole number of at least 1" in said

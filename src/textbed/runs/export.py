@@ -8,14 +8,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from textbed.errors import UserError
-from textbed.runs.folder import RunFolder, replacing, write_text
+from textbed.runs.folder import RunFolder, writing
 from textbed.runs.model import MODEL, WEIGHTS, Model, load
 
 KINDS = ("folder", "hub", "onnx", "torch.export")
@@ -41,31 +43,50 @@ def export(run: str, to: str, out: Path) -> list[str]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; give a folder that is not, or an empty one")
     model = load(folder.path)
-    lines = []
-    if to in ("folder", "hub"):
-        _write_folder(model, folder, out)
-        if to == "hub":
-            write_text(out / "README.md", model_card(model, folder))
-        how = f"loads with textbed.load({str(out)!r})"
-    else:
-        from textbed.runs.portable import write_graph
-
-        lines = write_graph(model, folder, to, out)
+    with writing(out, "DIR"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # beside its place, and moved there when all is written: a mistake leaves nothing behind
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
+            made = Path(temporary) / "model"
+            made.mkdir()
+            lines = _write(model, folder, to, made)
+            size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
+            if out.exists():  # and is empty; it may be the folder that somebody stands in
+                for path in made.iterdir():
+                    os.replace(path, out / path.name)
+            else:
+                os.replace(made, out)
+    how = f"loads with textbed.load({str(out)!r})"
+    if to not in ("folder", "hub"):
         how = f"{out / 'README.md'} says how to use it"
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return [f"{out}: {size / 2**20:,.1f} MiB, {how}", *lines]
 
 
+def _write(model: Model, folder: RunFolder, to: str, out: Path) -> list[str]:
+    if to in ("folder", "hub"):
+        _write_folder(model, folder, out)
+        if to == "hub":
+            (out / "README.md").write_text(model_card(model, folder), encoding="utf-8")
+        return []
+    from textbed.runs.portable import write_graph
+
+    return write_graph(model, folder, to, out)
+
+
 def _write_folder(model: Model, folder: RunFolder, out: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    shutil.copyfile(folder.model_file, out / MODEL)
+    shutil.copyfile(folder.config_file, out / "config.yaml")
+    model.tokenizer.save(out / "tokenizer")
     # The rows that training pulled others to are left out by who reads; nothing is shared between names.
     state = {name: value.contiguous() for name, value in model.network.state_dict().items()}
-    with replacing(out / WEIGHTS) as temporary:
-        save_file(state, temporary, metadata={"format": "pt"})
-    shutil.copyfile(folder.model_file, out / MODEL)
-    model.tokenizer.save(out / "tokenizer")
-    shutil.copyfile(folder.config_file, out / "config.yaml")
+    try:
+        save_file(state, out / WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk has no error of its own there
+        raise UserError(f"cannot write {WEIGHTS}: {error}") from error
+    shutil.copymode(out / MODEL, out / WEIGHTS)  # the library lets nobody else read it
 
 
 def model_card(model: Model, folder: RunFolder) -> str:
@@ -85,7 +106,7 @@ def model_card(model: Model, folder: RunFolder) -> str:
         header["datasets"] = [data.get("hub_id") or source]
     if told:
         dataset = {"name": source, "type": data.get("hub_id") or source}
-        metrics = [{"type": key, "value": value} for key, value in told.items()]
+        metrics = [{"type": key, "value": round(value, 4)} for key, value in told.items()]
         result = {"task": {"type": "text-classification"}, "dataset": dataset, "metrics": metrics}
         header["model-index"] = [{"name": name, "results": [result]}]
     seeds = {key: value for key, value in data.items() if key.endswith("_seed")}

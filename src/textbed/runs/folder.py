@@ -91,35 +91,50 @@ progress_log.setLevel(logging.INFO)
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+def writing(path: str | os.PathLike[str], elsewhere: str | None = None) -> Iterator[None]:
     """Turn "disk full", "read-only" and "not allowed" inside the block into a :class:`UserError` that names
     ``path``.
 
+    Args:
+        elsewhere: the option that names another place, such as ``--out``; None is of a run, ``paths.runs``.
+
     Other errors pass unchanged: they are ours, and keep their traceback.
     """
+    another = f"({elsewhere})" if elsewhere else "with paths.runs=FOLDER"
     try:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         if error.errno in _NO_SPACE:
+            lost = "" if elsewhere else "nothing already computed is lost: "
+            resume = "" if elsewhere else " and go on with resume=RUN_FOLDER"
             raise UserError(
-                f"no space left while writing {path} ({reason}); nothing already computed is lost: free some "
-                "space and go on with resume=RUN_FOLDER, or choose another disk with paths.runs=FOLDER"
+                f"no space left while writing {path} ({reason}); {lost}free some space{resume}, or choose "
+                f"another disk {another}"
             ) from error
-        if error.errno in _NOT_ALLOWED:
+        if error.errno in _NOT_ALLOWED or _has_no_folder(path, error):
             raise UserError(
-                f"cannot write {path} ({reason}): choose a folder you may write in with paths.runs=FOLDER"
+                f"cannot write {path} ({reason}): choose a folder you may write in {another}"
             ) from error
+        if error.errno == errno.EISDIR and elsewhere:
+            raise UserError(f"cannot write {path}: it is a folder; expected the name of a file") from error
         if error.errno in _NOT_A_FOLDER:
             raise UserError(
                 f"cannot write {path}: a file stands where a folder is needed ({error.filename}); "
-                "remove it, or choose another place with paths.runs=FOLDER"
+                f"remove it, or choose another place {another}"
             ) from error
         raise
 
 
+def _has_no_folder(path: str | os.PathLike[str], error: OSError) -> bool:
+    """Whether the folder of ``path`` cannot be made, or was removed meanwhile; not that of any other file."""
+    if error.errno != errno.ENOENT or not isinstance(error.filename, str):
+        return False
+    return Path(error.filename).absolute().parent in Path(path).absolute().parents
+
+
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, elsewhere: str | None = None) -> Iterator[Path]:
     """Give a temporary path beside ``path``; when the block ends well, it takes the place of ``path`` in one
     step.
 
@@ -127,9 +142,12 @@ def replacing(path: Path) -> Iterator[Path]:
     inside the block (a temporary file then stays; :meth:`RunFolder.resume` sweeps it). There is no fsync:
     after a power cut the file may be damaged, which the reader of a checkpoint notices; syncing would cost up
     to seconds an epoch.
+
+    Args:
+        elsewhere: see :func:`writing`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.tmp")
-    with writing(path):
+    with writing(path, elsewhere):
         if path.exists() and not (path.is_file() or path.is_dir()):
             yield path  # a device or a pipe, such as /dev/null, is written to: root could replace it for all
             return
@@ -143,9 +161,9 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, elsewhere: str | None = None) -> None:
     """Write ``text`` (UTF-8) to ``path`` in one step."""
-    with replacing(path) as temporary:
+    with replacing(path, elsewhere) as temporary:
         temporary.write_bytes(text.encode())
 
 

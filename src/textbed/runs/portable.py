@@ -33,7 +33,7 @@ from textbed.data.vocabulary import HTML_BREAK, Tokenizer
 from textbed.data.words import ASCII_SPACE, WIDE_SPACE, WordTokenizer
 from textbed.errors import UserError
 from textbed.padded import Padded
-from textbed.runs.folder import RunFolder, write_json, write_text
+from textbed.runs.folder import RunFolder
 from textbed.runs.model import Model
 
 GRAPHS = {"onnx": "model.onnx", "torch.export": "model.pt2"}
@@ -77,15 +77,15 @@ def write_graph(model: Model, folder: RunFolder, to: str, out: Path) -> list[str
                 f"than {TOLERANCE:g}, on {texts.told}; use --to folder"
             )
         lines = [f"largest difference of a probability to the model's: {apart:.1e}, on {texts.told}"]
-        out.mkdir(parents=True, exist_ok=True)
         for path in Path(temporary).iterdir():  # weights of 2 GB and more lie beside the graph
             shutil.move(path, out / path.name)
     about = {"classes": model.classes, "multilabel": model.multilabel, "pairs": model.pairs}
-    write_json(out / "classes.json", about)
+    text = json.dumps(about, indent=2, ensure_ascii=False)
+    (out / "classes.json").write_text(f"{text}\n", encoding="utf-8")
     why = _write_tokenizer(model.tokenizer, texts.sample, out)
     if why:
         lines.append(why)
-    write_text(out / "README.md", _page(model, to, lines[0], why))
+    (out / "README.md").write_text(_page(model, to, lines[0], why), encoding="utf-8")
     return lines
 
 

@@ -65,7 +65,7 @@ def write(comparison: Comparison, path: Path, most: int = MOST_DOCUMENTS) -> Non
     Raises:
         UserError: the extra ``report`` is not installed, or the place cannot be written to.
     """
-    write_text(path, page(comparison, most))
+    write_text(path, page(comparison, most), "--html")
 
 
 def page(comparison: Comparison, most: int = MOST_DOCUMENTS) -> str:
