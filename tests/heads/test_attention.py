@@ -133,13 +133,13 @@ def test_settings_that_cannot_be(make, message):
 
 @pytest.mark.parametrize(
     "head",
-    [Attention(D, 4, 1), Attention(D, 4, 3, overlap=1.0), LabelAttention(D, C, 3)],
-    ids=["attention", "queries", "labels"],
+    [WeightedMean(D), Attention(D, 4, 1), Attention(D, 4, 3, overlap=1.0), LabelAttention(D, C, 3)],
+    ids=["weighted", "attention", "queries", "labels"],
 )
 def test_threads_add_gradients_up_in_the_same_order_every_time(head):
-    """40,000 tokens are enough for torch to divide them among threads, in 20 documents that these share."""
-    batch, table = make_batch([2000] * 20), Table(V, D, scale=1.0)
-    grad_BH = torch.randn(20, head.out_dim, generator=torch.Generator().manual_seed(1))
+    """Enough tokens for torch to divide them among threads, all of one document, whose sum these share."""
+    batch, table = make_batch([40_000]), Table(V, D, scale=1.0)
+    grad_BH = torch.randn(1, head.out_dim, generator=torch.Generator().manual_seed(1))
     parameters = [*head.parameters(), *table.parameters()]
 
     def gradients():
@@ -155,7 +155,7 @@ def test_threads_add_gradients_up_in_the_same_order_every_time(head):
 
 def test_threads_add_a_softmax_up_in_the_same_order_every_time():
     """The gradient of a document's sum is a sum over its tokens, which is where the order could differ."""
-    batch = make_batch([5000] * 8)
+    batch = make_batch([40_000])
     scores = torch.randn(40_000, 3, generator=torch.Generator().manual_seed(2), requires_grad=True)
     grad = torch.randn(40_000, 3, generator=torch.Generator().manual_seed(3))
     with threads_restored():
