@@ -51,7 +51,7 @@ clean:
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-.venv-peers/.made: benchmarks/peers/requirements.txt
+.venv-peers/.made: benchmarks/requirements-peers.txt
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt
+	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/requirements-peers.txt
 	@touch $@

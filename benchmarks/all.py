@@ -16,7 +16,7 @@ from typing import Any
 
 from measuring import HERE, options
 
-PARTS = {"all", "documents", "machine", "measuring", "sweep_job"}
+PARTS = {"all", "documents", "machine", "measuring", "sweep_job", "trained"}
 
 
 def table(found: list[dict[str, Any]]) -> str:

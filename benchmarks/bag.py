@@ -146,8 +146,8 @@ def compare(rows: int, given: argparse.Namespace, results: Results) -> None:
     for _ in range(given.repeats):
         reference: dict[str, np.ndarray] = {}
         for name, side in taken.items():
-            (seconds, held, moved), grown = apart(run, side, rows, given)
-            results.add(case, name, seconds=seconds, grown_mb=grown, rows_a_step=held)
+            (seconds, held, moved), memory = apart(run, side, rows, given)
+            results.add(case, name, seconds=seconds, rows_a_step=held, **memory)
             # A first step moves each number by about LR. SparseAdam adds eps in another place, which shows
             # where a gradient is next to nothing; so the mean is looked at.
             expected = reference.setdefault(name.split()[0], moved)

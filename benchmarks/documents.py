@@ -7,6 +7,7 @@ documents, N tokens of all of them, V different words.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,16 @@ def read(mirror: Path | None, name: str, split: str, count: int) -> tuple[pa.Arr
     if count < len(table):
         table = table.take(np.linspace(0, len(table) - 1, count).astype(np.int64))
     return as_texts(table["text"]), table["label"].to_numpy()
+
+
+def write_table(path: Path, texts: pa.Array, labels: np.ndarray) -> None:
+    """A Parquet file with the columns ``text`` and ``label``."""
+    pq.write_table(pa.table({"text": texts, "label": labels.astype(np.int64)}), path)
+
+
+def write_json(path: Path, texts: list[str], labels: np.ndarray) -> None:
+    """A list of texts and a list of labels, for a peer's interpreter."""
+    path.write_text(json.dumps([texts, labels.tolist()]), encoding="utf-8")
 
 
 class Split:

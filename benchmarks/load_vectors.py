@@ -66,10 +66,10 @@ def measure(path: Path, given: argparse.Namespace, results: Results) -> None:
     for _ in range(given.repeats):
         with tempfile.TemporaryDirectory() as cache:
             for name, place in (("no cache", None), ("cold", Path(cache)), ("warm", Path(cache))):
-                (seconds, found, rows), grown = apart(ours, path, words, place, given.clock)
-                results.add("text", f"textbed, {name}", seconds=seconds, grown_mb=grown)
-        (seconds, known, vectors_of), grown = apart(theirs, path, words, given.clock)
-        results.add("text", "gensim", seconds=seconds, grown_mb=grown)
+                (seconds, found, rows), memory = apart(ours, path, words, place, given.clock)
+                results.add("text", f"textbed, {name}", seconds=seconds, **memory)
+        (seconds, known, vectors_of), memory = apart(theirs, path, words, given.clock)
+        results.add("text", "gensim", seconds=seconds, **memory)
         assert np.array_equal(found, known)
         assert np.array_equal(rows, vectors_of)
 

@@ -16,26 +16,28 @@ ratio within one. The last line on standard output is the result, in JSON:
     machine     cores, processor, load
     versions    of Python and the packages that were measured
 
-``peak_mb`` is the largest memory of a whole process, ``grown_mb`` what a side took above what its process,
-a copy of the one that began, held before. Only Python's own library is imported here: a peer's interpreter
-has nothing else in common with ours.
+``peak_mb`` is the largest memory of a whole process. Sides that need no interpreter of their own run in a
+copy of the process that began; ``grown_mb`` is what they took above what that held. Only Python's own library
+is imported here: a peer's interpreter has nothing else in common with ours.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
+import io
 import json
 import multiprocessing
 import os
 import platform
 import resource
+import runpy
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,7 +111,7 @@ def read(
 
 def peak_mb() -> float:
     """Largest memory of this process so far, in MB."""
-    with suppress(OSError, StopIteration):
+    with contextlib.suppress(OSError, StopIteration):
         # getrusage would count what the process that started this one held
         lines = Path("/proc/self/status").read_text(errors="replace").split("\n")
         return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1000
@@ -118,11 +120,11 @@ def peak_mb() -> float:
 
 def _run(function: Callable[..., Any], given: tuple[Any, ...], connection: Connection) -> None:
     before = peak_mb()
-    connection.send((function(*given), peak_mb() - before))
+    connection.send((function(*given), {"peak_mb": peak_mb(), "grown_mb": peak_mb() - before}))
 
 
-def apart(function: Callable[..., Any], *given: Any) -> tuple[Any, float]:
-    """What the function returns in a copy of this process, and the megabytes that it took there.
+def apart(function: Callable[..., Any], *given: Any) -> tuple[Any, dict[str, float]]:
+    """What the function returns in a copy of this process, and the megabytes of that copy.
 
     Nothing may have run on torch's threads in this process before.
     """
@@ -167,7 +169,7 @@ print("\\n" + json.dumps([os.waitstatus_to_exitcode(status), *figures]))
 
 
 def command(
-    words: Sequence[str | Path], environment: Mapping[str, str] | None = None, cwd: Path | None = None
+    words: Sequence[object], environment: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> Ended:
     """Run a command, of which the first word is a path.
 
@@ -195,18 +197,41 @@ class Missing(Exception):
     """A peer that cannot be measured here; says why."""
 
 
-def peer(given: argparse.Namespace, script: str, *arguments: str | Path) -> Any:
-    """What a script of ``benchmarks/peers``, run by the peers' interpreter, says in its last line, in JSON.
+def _threads(given: argparse.Namespace) -> dict[str, str]:
+    """The environment in which libraries take as many threads as were asked for."""
+    names = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS") if given.threads else ()
+    return {"TOKENIZERS_PARALLELISM": "true", **dict.fromkeys(names, str(given.threads))}
+
+
+def ours(given: argparse.Namespace, script: str, *arguments: object) -> Any:
+    """What a script of ``benchmarks/sides`` says in its last line, in JSON.
+
+    It runs in a process of its own, whose memory is like a peer's. A tiny one is a copy of this process: it
+    need not import anything anew.
+    """
+    words = [str(HERE / "sides" / f"{script}.py"), given.clock, *map(str, arguments)]
+    if given.tiny:
+        return json.loads(apart(_run_script, words)[0])
+    return json.loads(command([sys.executable, *words], _threads(given)).out.rpartition("\n")[2])
+
+
+def _run_script(words: list[str]) -> str:
+    sys.argv = words
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        runpy.run_path(words[0], run_name="__main__")
+    return said.getvalue().rstrip("\n").rpartition("\n")[2]
+
+
+def peer(given: argparse.Namespace, script: str, *arguments: object) -> Any:
+    """The same by the peers' interpreter.
 
     Raises:
         Missing: the interpreter has not what the script imports.
     """
-    environment = {"TOKENIZERS_PARALLELISM": "true"}
-    if given.threads:
-        environment |= dict.fromkeys(("OMP_NUM_THREADS", "RAYON_NUM_THREADS"), str(given.threads))
-    words = [given.peer_python, HERE / "peers" / f"{script}.py", "--clock", given.clock, *arguments]
+    words = [given.peer_python, HERE / "sides" / f"{script}.py", given.clock, *arguments]
     try:
-        said = command(words, environment)
+        said = command(words, _threads(given))
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or "").strip().split("\n")
         if not lines[-1].startswith(("ModuleNotFoundError", "ImportError", "FileNotFoundError")):
@@ -214,6 +239,38 @@ def peer(given: argparse.Namespace, script: str, *arguments: str | Path) -> Any:
         reason = f"{given.peer_python}: {lines[-1].partition(': ')[2]}; give --peer-python"
         raise Missing(reason) from None
     return json.loads(said.out.rpartition("\n")[2])
+
+
+def predicting(
+    clock: str,
+    bulk: Callable[[list[str]], Sequence[Any]],
+    one: Callable[[str], None],
+    texts: list[str],
+    labels: list[int],
+    singles: int,
+) -> dict[str, dict[str, float]]:
+    """What it takes a side to classify all texts at once, and a single one; its accuracy in per cent."""
+    now = CLOCKS[clock]
+    bulk(texts[:10])  # what the first call prepares is not of the time
+    start = now()
+    said = bulk(texts)
+    seconds = now() - start
+    right = sum(str(name) == str(label) for name, label in zip(said, labels, strict=True))
+    peak = peak_mb()
+    took = []
+    for text in texts[:singles]:
+        start = now()
+        one(text)
+        took.append(now() - start)
+    return {
+        "bulk": {
+            "seconds": seconds,
+            "documents_a_second": len(texts) / seconds,
+            "accuracy": 100 * right / len(texts),
+            "peak_mb": peak,
+        },
+        "one": {"seconds": statistics.median(took), "peak_mb": peak_mb()},
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -160,8 +160,8 @@ def run(way: Way, given: argparse.Namespace) -> dict[str, float]:
 def compare(case: str, ways: dict[str, Way], given: argparse.Namespace, results: Results) -> None:
     for _ in range(given.repeats):
         for name, way in ways.items():
-            figures, grown = apart(run, way, given)
-            results.add(case, name, grown_mb=grown, **figures)
+            figures, memory = apart(run, way, given)
+            results.add(case, name, **figures, **memory)
 
 
 def main() -> int:

@@ -75,7 +75,10 @@ def train(rank: int, port: int, sharded: bool, gradient: Any, given: argparse.Na
         "state": sum(part.nbytes for part in state),
     }
     figures = {f"{name}_mb": size / 1e6 for name, size in sizes.items()}
-    to.send(figures | {"seconds": float(np.median(seconds[1:])), "grown_mb": peak_mb() - before})
+    to.send(
+        figures
+        | {"seconds": float(np.median(seconds[1:])), "peak_mb": peak_mb(), "grown_mb": peak_mb() - before}
+    )
     dist.barrier()
 
 

@@ -76,11 +76,11 @@ def measure(texts: pa.Array, prepared: Path, given: argparse.Namespace, results:
     threads = thread_count(given.threads)
     for _ in range(given.repeats):
         for name, side in (("textbed", ours), ("tokenizers", word_level)):
-            (seconds, tokens, vocabulary), grown = apart(side, texts, threads, given.clock)
+            (seconds, tokens, vocabulary), memory = apart(side, texts, threads, given.clock)
             figures = {"tokens": tokens, "vocabulary": vocabulary}
-            results.add("imdb", name, seconds=seconds, grown_mb=grown, **figures)
+            results.add("imdb", name, seconds=seconds, **figures, **memory)
         try:
-            results.add("imdb", "fasttext", **peer(given, "fasttext_read", prepared))
+            results.add("imdb", "fasttext", **peer(given, "read_fasttext", prepared))
         except Missing as why:
             results.leave_out("fasttext", why)
 

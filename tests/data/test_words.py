@@ -123,6 +123,49 @@ def test_encode_gives_the_rows_of_the_words(texts, unknown) -> None:
     assert [ids[a:b].tolist() for a, b in pairwise(starts)] == expected
 
 
+ASCII = [chr(point) for point in range(128)]
+short_texts = st.lists(
+    st.none()
+    | st.lists(st.sampled_from([*ASCII, "<br />", "<BR>", "a", "B", " "]), max_size=20).map("".join),
+    max_size=4,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    short_texts,
+    st.sampled_from([None, "NFC", "NFKD"]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["", PUNCTUATION, "]^-\\", ".“é \t", "aB"]),
+    st.sampled_from(["", "-", "<b\n", "é]z"]),
+    st.sampled_from([None, 1, 2, 3]),
+    st.sampled_from(["head", "tail", "both"]),
+    st.sampled_from(["keep", "drop"]),
+)
+def test_short_texts_are_cut_as_long_ones(
+    texts, normalize, lowercase, html_breaks, split_off, drop, limit, keep, unknown
+) -> None:
+    given = WordSettings(normalize, lowercase, html_breaks, split_off, drop, limit, keep, unknown=unknown)
+    words = sorted({word for text in texts for word in reference(text, given)})
+    vocabulary = Vocabulary(pa.array(words[::2], pa.large_string()))
+    short, plain = WordTokenizer(given, vocabulary), WordTokenizer(given, vocabulary)
+    plain.short = 0
+    ids, starts = short.encode(texts)
+    expected_ids, expected_starts = plain.encode(texts)
+    assert (ids.tolist(), starts.tolist()) == (expected_ids.tolist(), expected_starts.tolist())
+    assert (ids.dtype, starts.dtype) == (np.int32, np.int64)
+
+
+def test_which_texts_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = WordTokenizer(WordSettings(), Vocabulary(pa.array(["a"], pa.large_string())))
+    cut = []
+    monkeypatch.setattr(tokenizer, "_split_short", lambda text: cut.append(text) or ["a"])
+    for texts in (["a" * 4095], ["a", None], ["a" * 4096], ["\u00e9"], ["a", "\u00e9"], pa.array(["a"])):
+        tokenizer.encode(texts)
+    assert cut == ["a" * 4095, "a", ""]
+
+
 def test_any_chunks_and_threads_give_the_same(monkeypatch) -> None:
     texts = as_texts([f"Word{i % 7} and “more” é<br />{i % 5}" * (i % 4) for i in range(200)])
     vocabulary = Vocabulary(pa.array(["word1", "and", "“", "é"], pa.large_string()))

@@ -103,15 +103,20 @@ class Vocabulary:
             self._tokens = [*SPECIAL, *self.words.to_pylist()]
         return self._tokens
 
+    @property
+    def numbered(self) -> dict[str, int]:
+        """The id of each word."""
+        if self._ids is None:
+            self._ids = {word: row for row, word in enumerate(self.words.to_pylist(), len(SPECIAL))}
+        return self._ids
+
     def ids(self, words: pa.Array) -> np.ndarray:
         """Return the id of each of ``words``, int32; 1 where the vocabulary lacks it."""
         # Arrow builds its hash table anew at every call, which costs milliseconds: fine for a chunk, not for
         # one text.
         if len(words) < 4096:
-            if self._ids is None:
-                self._ids = {word: row for row, word in enumerate(self.words.to_pylist(), len(SPECIAL))}
-            unknown = SPECIAL.index(UNK)
-            return np.array([self._ids.get(word, unknown) for word in words.to_pylist()], np.int32)
+            known, unknown = self.numbered, SPECIAL.index(UNK)
+            return np.array([known.get(word, unknown) for word in words.to_pylist()], np.int32)
         found = pc.fill_null(pc.index_in(words, value_set=self.words), -1).to_numpy()
         return np.where(found < 0, SPECIAL.index(UNK), found + len(SPECIAL)).astype(np.int32)
 

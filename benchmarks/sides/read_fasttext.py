@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import fasttext
 from measuring import CLOCKS, peak_mb
 
-clock = CLOCKS[sys.argv[2]]
+clock = CLOCKS[sys.argv[1]]
 start = clock()
 model = fasttext.train_supervised(
-    input=sys.argv[3], epoch=0, dim=1, minCount=2, bucket=0, thread=1, verbose=0, wordNgrams=1
+    input=sys.argv[2], epoch=0, dim=1, minCount=2, bucket=0, thread=1, verbose=0, wordNgrams=1
 )
 seconds = clock() - start
 _, counts = model.get_words(include_freq=True)
