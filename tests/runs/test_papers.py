@@ -129,6 +129,22 @@ def test_rows_that_only_we_have(tmp_path: Path) -> None:
     assert "| SWEM-max, random rows | MR | – | – | – | 0 |" in papers.markdown(replication)
 
 
+def test_a_figure_that_was_not_compared_with_its_paper_says_so(tmp_path: Path) -> None:
+    pooling = {"_target_": "textbed.heads.pooling.Pooling", "modes": ["max"], "dense": [300]}
+    run(tmp_path, 0.8, name="swem", head=pooling, vectors="glove.txt")
+    replication = papers.replicate([tmp_path])
+    doubted = [(one.row, one.data) for one in replication.cells if not one.confirmed]
+    assert {("SWEM-max", "TREC"), ("SWEM-aver", "MR")} < set(doubted)
+    assert ("SWEM-concat", "MR") not in doubted
+    text = papers.markdown(replication)
+    assert "|  | TREC | 89.0? | 80.0 | −9.0 | 1 |" in text
+    assert "| SWEM-concat | MR | 78.2 | – | – | 0 |" in text
+    assert f"- {len(doubted)} published figures, with a question mark, were not compared with" in text
+    sound = papers.replicate([run(tmp_path, 0.9)])
+    assert sound.notes == []
+    assert "?" not in papers.markdown(sound)
+
+
 @pytest.mark.parametrize(("points", "shown"), [(0.44, "+0.4"), (-1.25, "−1.2"), (-0.04, "0.0"), (0.0, "0.0")])
 def test_signs(points: float, shown: str) -> None:
     assert papers.signed(points) == shown
@@ -139,7 +155,8 @@ def test_the_published_tables_are_whole() -> None:
         assert (ROOT / "configs/experiment/paper" / f"{name}.yaml").is_file()
         assert "arXiv:" in table["source"] or "doi:" in table["source"]
         for about in table["rows"].values():
-            assert set(about) <= {"runs", "accuracy"}
+            assert set(about) <= {"runs", "accuracy", "unconfirmed"}
+            assert set(about.get("unconfirmed", [])) <= set(about.get("accuracy", {}))
             assert set(about.get("accuracy", {})) <= set(table["sets"])
             assert all(50 < figure < 100 for figure in about.get("accuracy", {}).values())
     assert {path.stem for path in (ROOT / "configs/experiment/paper").glob("*.yaml")} == set(

@@ -35,6 +35,8 @@ class Cell:
     data: str
     published: float | None
     """Accuracy in per cent; None where the paper has none."""
+    confirmed: bool = True
+    """Whether that figure was compared with the paper or with what cites it."""
     accuracies: list[float] = field(default_factory=list)
     """Of our runs, in per cent."""
 
@@ -95,7 +97,9 @@ def replicate(paths: Iterable[str | Path], paper: str | None = None) -> Replicat
         )
     table = published()[name]
     cells = {
-        (row, data): Cell(row, data, about.get("accuracy", {}).get(data))
+        (row, data): Cell(
+            row, data, about.get("accuracy", {}).get(data), data not in about.get("unconfirmed", [])
+        )
         for row, about in table["rows"].items()
         for data in table["sets"]
     }
@@ -133,6 +137,11 @@ def replicate(paths: Iterable[str | Path], paper: str | None = None) -> Replicat
         if count:
             notes.append(f"{count} run{'s' if count > 1 else ''} {text}")
     notes += [f"left out: {line}" for line in (*there.left_out, *broken)]
+    doubted = sum(not cell.confirmed for cell in cells.values())
+    if doubted:
+        notes.append(
+            f"{doubted} published figures, with a question mark, were not compared with the paper itself"
+        )
     shown = {cell.row for cell in cells.values() if cell.published is not None or cell.accuracies}
     return Replication(name, table["source"], [cell for cell in cells.values() if cell.row in shown], notes)
 
@@ -198,7 +207,7 @@ def _lines(replication: Replication) -> Iterator[tuple[str, str, str, str, str, 
         yield (
             "" if cell.row == before else cell.row,
             cell.data,
-            MISSING if cell.published is None else f"{cell.published:.1f}",
+            MISSING if cell.published is None else f"{cell.published:.1f}{'' if cell.confirmed else '?'}",
             ours,
             MISSING if cell.difference is None else signed(cell.difference),
             str(len(cell.accuracies)),
