@@ -468,6 +468,9 @@ class SweepConfig:
     """Every combination once, or draws: at random, or by what trials so far gave."""
     dir: str | None = key(None, path=True)
     """The sweep's folder; one that is there is gone on with. null makes one below `paths.runs`."""
+    storage: str | None = key(None)
+    """A PostgreSQL database for the study, such as postgresql+psycopg://user@host/database, which workers on
+    machines without a shared file system reach too; null is a file in the sweep's folder."""
     trials: int | None = key(None, minimum=1)
     """Most trials that are begun; null is no limit."""
     hours: float | None = key(None, above=0)

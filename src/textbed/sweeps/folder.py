@@ -10,7 +10,8 @@ trials/0007.log        all that its processes printed
 workers/               a file for each worker that is alive
 =====================  =======================================================================================
 
-Nothing here imports torch.
+With ``sweep.storage`` the study is in a database, as is who is at work on it, and the folder holds what this
+machine has of the sweep. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import functools
 import os
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ import yaml
 
 from textbed.errors import UserError, nearest
 from textbed.runs.folder import now, write_text, writing
+from textbed.sweeps.database import BEAT_SECONDS, Database, DatabasePresence
 from textbed.sweeps.space import Dimension, Space
 
 if TYPE_CHECKING:
@@ -38,7 +41,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Number of this layout, in sweep.yaml."""
-BEAT_SECONDS = 10.0
 LOST_SECONDS = 120.0
 """A worker on another machine that has not been heard of for so long is taken for dead."""
 
@@ -66,6 +68,8 @@ class Plan:
     """CPU threads of a trial, where they were given."""
     imports: list[str] = dataclasses.field(default_factory=list)
     """Modules that trials import beside those of every run."""
+    study: str | None = None
+    """The sweep's name in ``sweep.storage``."""
 
     @property
     def grid(self) -> bool:
@@ -115,6 +119,8 @@ class SweepFolder:
             UserError: another sweep lies there.
         """
         path = path.expanduser().absolute()
+        if plan.settings["storage"] is not None:
+            plan = dataclasses.replace(plan, study=path.name)
         folder = cls(path, plan)
         if folder.plan_file.is_file():
             before = cls.open(path).plan
@@ -130,12 +136,49 @@ class SweepFolder:
                     f"sweep.dir={path}: the sweep there goes by sweep={before.settings['sampler']}; "
                     "give the same, or another folder."
                 )
-        with writing(path):
-            for place in (path, path / "trials", path / "workers"):
-                place.mkdir(parents=True, exist_ok=True)
-        content = {"format": FORMAT, "written": now(), **plan.plain()}
-        write_text(folder.plan_file, yaml.safe_dump(_lists(content), sort_keys=False, allow_unicode=True))
+            if before.settings.get("storage") != plan.settings["storage"]:
+                raise UserError(
+                    f"sweep.dir={path}: the sweep there has another sweep.storage: "
+                    f"{before.settings.get('storage') or 'none'}. Give the same, or another folder."
+                )
+        elif folder.database is not None and folder.database.is_there():
+            raise UserError(
+                f"sweep.dir={path}: {folder.database.shown} has a sweep {path.name}, which is not in that "
+                f"folder. Take part in it by scripts/sweep.py --join URL --study {path.name}, or give "
+                "another folder."
+            )
+        folder._write()
         return folder
+
+    @classmethod
+    def of_database(cls, url: str, name: str, path: Path | None = None) -> SweepFolder:
+        """What this machine has of a sweep whose study is in a database, new or there.
+
+        Its trials are run by this interpreter. Paths below the folder in which the sweep began are taken for
+        ones below the current one.
+
+        Args:
+            name: that of the sweep.
+            path: by default below ``runs/sweeps``.
+
+        Raises:
+            UserError: there is none, or the database cannot be reached.
+        """
+        plan = Plan.from_plain(Database(url, name).plan())
+        here = os.getcwd()
+        moved = [_moved(word, plan.cwd, here) for word in plan.program[1:]]
+        settings = {**plan.settings, "storage": url, "devices": None}  # which are those of a machine
+        plan = dataclasses.replace(plan, program=[sys.executable, *moved], cwd=here, settings=settings)
+        folder = cls((path or Path("runs", "sweeps", name)).expanduser().absolute(), plan)
+        folder._write()
+        return folder
+
+    def _write(self) -> None:
+        with writing(self.path):
+            for place in (self.path, self.path / "trials", self.path / "workers"):
+                place.mkdir(parents=True, exist_ok=True)
+        content = {"format": FORMAT, "written": now(), **self.plan.plain()}
+        write_text(self.plan_file, yaml.safe_dump(_lists(content), sort_keys=False, allow_unicode=True))
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> SweepFolder:
@@ -160,8 +203,16 @@ class SweepFolder:
             raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
 
     @functools.cached_property
+    def database(self) -> Database | None:
+        """Where the study is; None where it is in the folder."""
+        url, name = self.plan.settings.get("storage"), self.plan.study
+        return None if url is None or name is None else Database(url, name)
+
+    @functools.cached_property
     def storage(self) -> BaseStorage:
         """The one place that says where studies are kept."""
+        if self.database is not None:
+            return self.database.storage
         import optuna
         from optuna.storages.journal import JournalFileBackend, JournalStorage
 
@@ -170,9 +221,31 @@ class SweepFolder:
         backend = JournalFileBackend(str(self.journal), lock if lock.works() else None)  # type: ignore[arg-type]
         return JournalStorage(backend)
 
+    def study_name(self, queue: str) -> str:
+        """That of a queue's study in the storage."""
+        return queue if self.database is None else self.database.study_name(queue)
+
+    def keep_plan(self) -> None:
+        """Let workers that do not see the folder know what is run."""
+        if self.database is not None:
+            settings = {**self.plan.settings, "storage": None}  # how it is reached, each says himself
+            self.database.keep_plan(dataclasses.replace(self.plan, settings=settings).plain())
+
+    def presence(self) -> Presence | DatabasePresence:
+        """A worker's sign of life, a context."""
+        return Presence(self) if self.database is None else self.database.presence()
+
+    def errors(self) -> contextlib.AbstractContextManager[None]:
+        """What goes wrong with the storage, as one line."""
+        return contextlib.nullcontext() if self.database is None else self.database.errors()
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """What is done inside, no other worker does at the same time: taking trials and giving them back."""
+        if self.database is not None:
+            with self.database.lock():
+                yield
+            return
         lock = FileLock(self.path / "lock")
         lock.acquire()
         try:
@@ -186,6 +259,15 @@ def _lists(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _lists(inner) for key, inner in value.items()}
     return [_lists(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _moved(word: str, before: str, after: str) -> str:
+    """A word of a command line whose path lay below the folder ``before``, for one below ``after``."""
+    flag, equals, path = word.rpartition("=")
+    place = Path(path)
+    return (
+        f"{flag}{equals}{Path(after) / place.relative_to(before)}" if place.is_relative_to(before) else word
+    )
 
 
 def _differ(before: Plan, after: Plan, what: str) -> str:
@@ -256,10 +338,14 @@ class Presence:
         self._lock.release()
         self._lock.path.unlink(missing_ok=True)
 
-    def beat(self) -> None:
-        if time.monotonic() >= self._next:
+    def beat(self) -> bool:
+        """Be heard of; False where it was not for so long that it may have been taken for dead."""
+        now = time.monotonic()
+        in_time = now - self._next < LOST_SECONDS - BEAT_SECONDS or self._next == 0.0
+        if now >= self._next:
             self._lock.path.touch()
-            self._next = time.monotonic() + BEAT_SECONDS
+            self._next = now + BEAT_SECONDS
+        return in_time
 
     def is_alive(self, worker: str) -> bool:
         """Whether another worker is, as far as can be told from here."""

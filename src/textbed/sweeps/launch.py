@@ -57,11 +57,12 @@ def launch(cfg: DictConfig, params: Mapping[str, Any], typed: list[str], loader:
     plan = plan_of(cfg, params, typed, loader)
     place = plan.settings["dir"] or _new_place(cfg)
     folder = SweepFolder.create(Path(place), plan)
-    begin(folder)
-    work(folder, f"go on with the same command and sweep.dir={folder.path}")
-    report = make_report(folder)
-    comparison_tables.show(report.tables, report.lines, sys.stderr)
-    finish(folder)
+    with folder.errors():
+        begin(folder)
+        work(folder, f"go on with the same command and sweep.dir={folder.path}")
+        report = make_report(folder)
+        comparison_tables.show(report.tables, report.lines, sys.stderr)
+        finish(folder)
 
 
 def work(folder: SweepFolder, how_to_go_on: str, at_once: int | None = None) -> None:
@@ -108,6 +109,7 @@ def begin(folder: SweepFolder) -> None:
     limit run."""
     plan = folder.plan
     trials = Queue(folder, "trials", trial_overrides(plan), plan.space, draws=not plan.grid)
+    folder.keep_plan()
     trials.limit_hours(plan.settings["hours"])
     if plan.grid:
         trials.fill()
@@ -120,7 +122,7 @@ def finish(folder: SweepFolder) -> None:
     for queue in stages(folder):
         for row in queue.rows():
             link = folder.link(queue.name, row.number)
-            if row.status == FINISHED and row.same_as is None:
+            if row.status == FINISHED and row.same_as is None and link.exists():
                 print(link.resolve(), flush=True)
             elif row.failed:
                 command.note_failure(row.name)

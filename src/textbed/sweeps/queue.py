@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from textbed.runs.comparison import is_lower_better
 from textbed.runs.folder import now
 from textbed.runs.registry import REPEATS
+from textbed.sweeps.database import DatabasePresence
 from textbed.sweeps.folder import Presence, SweepFolder
 from textbed.sweeps.space import Space, name_of, overrides, points, size, suggest
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import optuna
 
 FINISHED, PRUNED = "finished", "pruned"
+TESTED = "test/accuracy"
 _TOLD = (FINISHED, PRUNED)
 _INSTEAD_OF = "instead_of"
 MOST_LOST = 3
@@ -40,6 +42,8 @@ class Ending:
     """finished, pruned, failed, killed, memory, timeout or nan."""
     values: Sequence[float] = ()
     """The objectives; empty where there are none."""
+    tested: float | None = None
+    """The figure of the test set (``TESTED``), where the run has one."""
     error: str | None = None
     """One line."""
     last_lines: str = ""
@@ -73,12 +77,18 @@ class Row:
     last_lines: str
     failures: Sequence[Mapping[str, Any]]
     seconds: float | None
+    tested: float | None = None
     same_as: int | None = None
     """The trial with the same point whose end this one was given, without being run."""
 
     @property
     def name(self) -> str:
         return name_of(self.point)
+
+    @property
+    def host(self) -> str:
+        """Where it ran last."""
+        return str(self.start.get("worker", "")).rsplit("-", 2)[0]
 
     @property
     def failed(self) -> bool:
@@ -120,13 +130,13 @@ class Queue:
         self.settings = folder.plan.settings
         self.study = optuna.create_study(
             storage=folder.storage,
-            study_name=name,
+            study_name=folder.study_name(name),
             directions=["minimize" if is_lower_better(one) else "maximize" for one in folder.plan.objectives],
             load_if_exists=True,
             sampler=optuna.samplers.RandomSampler(),
             pruner=_pruner(self.settings),
         )
-        self._study_id = folder.storage.get_study_id_from_name(name)
+        self._study_id = folder.storage.get_study_id_from_name(folder.study_name(name))
         (folder.path / name).mkdir(exist_ok=True)
 
     # -- what is on record -----------------------------------------------------------------------------------
@@ -152,6 +162,7 @@ class Queue:
             end.get("last_lines", ""),
             attributes.get("failures", ()),
             end.get("seconds"),
+            end.get("tested"),
             end.get("same_as"),
         )
 
@@ -193,7 +204,7 @@ class Queue:
 
     # -- taking out ------------------------------------------------------------------------------------------
 
-    def claim(self, worker: Presence, device: str) -> Job | None:
+    def claim(self, worker: Presence | DatabasePresence, device: str) -> Job | None:
         """The next trial, now this worker's; None where there is none at present."""
         with self.folder.lock():
             while True:
@@ -292,7 +303,7 @@ class Queue:
         """
         with self.folder.lock():
             behind = False
-            if not self._is_mine(job):
+            if not self.is_mine(job):
                 return False
             known = self._now(job.number).intermediate_values
             for step, value in figures:
@@ -306,13 +317,14 @@ class Queue:
     def end(self, job: Job, ending: Ending, seconds: float) -> bool:
         """Write down how a trial ended; False where it had been taken away meanwhile."""
         with self.folder.lock():
-            if not self._is_mine(job):
+            if not self.is_mine(job):
                 return False
             end = {
                 "outcome": ending.outcome,
                 "error": ending.error,
                 "last_lines": ending.last_lines if ending.outcome not in (FINISHED, PRUNED) else "",
                 "seconds": round(seconds, 3),
+                "tested": ending.tested,
             }
             job.trial.set_user_attr("end", end)
             self._tell(job.number, ending.outcome, ending.values)
@@ -321,7 +333,7 @@ class Queue:
     def again(self, job: Job, ending: Ending, worker: str, device: str) -> bool:
         """Write down that an attempt failed and another begins; False where it had been taken away."""
         with self.folder.lock():
-            if not self._is_mine(job):
+            if not self.is_mine(job):
                 return False
             failure = {"outcome": ending.outcome, "error": ending.error, "last_lines": ending.last_lines}
             job.failures.append({**failure, "attempt": job.attempt})
@@ -342,10 +354,10 @@ class Queue:
     def give_back(self, job: Job) -> None:
         """Let a trial that was stopped wait again, for this worker or another."""
         with self.folder.lock():
-            if self._is_mine(job):
+            if self.is_mine(job):
                 self._wait_again(job.number)
 
-    def take_back(self, worker: Presence, is_busy: Callable[[int], bool]) -> list[int]:
+    def take_back(self, worker: Presence | DatabasePresence, is_busy: Callable[[int], bool]) -> list[int]:
         """Let trials of workers that are dead wait again.
 
         Args:
@@ -379,12 +391,16 @@ class Queue:
         return taken
 
     def _is_lost(
-        self, trial: optuna.trial.FrozenTrial, worker: Presence, is_busy: Callable[[int], bool]
+        self,
+        trial: optuna.trial.FrozenTrial,
+        worker: Presence | DatabasePresence,
+        is_busy: Callable[[int], bool],
     ) -> bool:
         owner = trial.user_attrs.get("start", {}).get("worker", "")
         return not worker.is_alive(owner) and not is_busy(trial.number)
 
-    def _is_mine(self, job: Job) -> bool:
+    def is_mine(self, job: Job) -> bool:
+        """Whether no other worker has taken it up."""
         trial = self._now(job.number)
         start = trial.user_attrs.get("start", {})
         mine = job.trial.user_attrs.get("start", {})

@@ -22,14 +22,13 @@ from textbed.runs.folder import write_text
 from textbed.runs.registry import shown
 from textbed.sweeps import pictures
 from textbed.sweeps.folder import Plan, SweepFolder
-from textbed.sweeps.queue import FINISHED, Queue, Row
+from textbed.sweeps.queue import FINISHED, TESTED, Queue, Row
 from textbed.sweeps.space import overrides
 from textbed.sweeps.worker import stages
 
 _MOST_ROWS = 10
 _MOST_GROUPS = 40
 """With more, a comparison would test hundreds of pairs, and say nothing."""
-TESTED = "test/accuracy"
 
 
 @dataclass
@@ -139,23 +138,28 @@ def _lines(folder: SweepFolder, there: Sequence[Queue]) -> list[str]:
     plan, rows = folder.plan, there[0].rows()
     counts = Counter(row.status for row in rows)
     lines = [f"{len(rows)} trials: " + ", ".join(f"{count} {what}" for what, count in counts.items())]
+    elsewhere = Counter(
+        row.host
+        for stage in there
+        for row in stage.rows()
+        if row.status == FINISHED and row.same_as is None and not folder.link(stage.name, row.number).exists()
+    )
+    if elsewhere:
+        where = ", ".join(f"{count} on {host}" for host, count in sorted(elsewhere.items()))
+        lines.append(f"run folders that are not here, and not in the comparison: {where}")
     best = there[0].best()
     if best is None:
         return lines
     over = f", the mean over {best.runs} runs" if best.runs > 1 else ""
     lines.append(f"best: {best.name}: {plan.objectives[0]} {shown(best.value)}{over}")
     if len(there) > 1:
-        lines += _tested(folder, there[1])
+        lines += _tested(there[1])
     lines.append(f"train it again: {command_of(folder, best.point)}")
     return lines
 
 
-def _tested(folder: SweepFolder, refitted: Queue) -> list[str]:
-    values = []
-    for row in refitted.rows():
-        if row.status == FINISHED:
-            value = registry.read(folder.link(refitted.name, row.number).resolve()).metrics.get(TESTED)
-            values += [value] if isinstance(value, int | float) else []
+def _tested(refitted: Queue) -> list[str]:
+    values = [row.tested for row in refitted.rows() if row.tested is not None]
     if not values:
         return []
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""

@@ -25,7 +25,7 @@ from textbed.runs import registry
 from textbed.runs.folder import LINK
 from textbed.sweeps.devices import Slot, killed_for_memory
 from textbed.sweeps.folder import SweepFolder
-from textbed.sweeps.queue import FINISHED, PRUNED, Ending, Job
+from textbed.sweeps.queue import FINISHED, PRUNED, TESTED, Ending, Job
 
 if TYPE_CHECKING:
     import subprocess
@@ -272,7 +272,12 @@ class Trial:
         ]
         if missing:  # the run is a run all the same
             return Ending(FINISHED, error=f"the run has no {missing[0]}")
-        return Ending(FINISHED, [float(value) for value in values if value is not None])
+        tested = metrics.get(TESTED)
+        return Ending(
+            FINISHED,
+            [float(value) for value in values if value is not None],
+            tested=float(tested) if isinstance(tested, int | float) else None,
+        )
 
     def _error(self, code: int, last: str) -> str:
         """One line on what went wrong."""

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from textbed.runs.folder import RunFolder
 from textbed.sweeps.devices import Slot
-from textbed.sweeps.folder import Plan, Presence, SweepFolder
+from textbed.sweeps.folder import Plan, SweepFolder
 from textbed.sweeps.queue import FINISHED, PRUNED, Ending, Job, Queue
 from textbed.sweeps.space import Dimension, overrides
 from textbed.sweeps.trial import Starter, Trial, start_plainly
@@ -53,7 +53,7 @@ class Worker:
         self.running: dict[int, Trial] = {}
         """By the slot's place in ``slots``."""
         self.queue: Queue | None = None
-        self._presence = Presence(folder)
+        self._presence = folder.presence()
         self._interrupts = _Interrupts()
         self._has_said_import = False
         self._next_ask = self._next_lost = 0.0
@@ -76,7 +76,8 @@ class Worker:
 
     def _work(self, queue: Queue) -> None:
         while True:
-            self._presence.beat()
+            if not self._presence.beat():
+                self._leave_to_others(queue)
             self._look(queue)
             self._take_back(queue)
             nothing = self._fill(queue)
@@ -84,6 +85,13 @@ class Worker:
             if nothing and not self.running and queue.is_over():
                 return
             self._wait()
+
+    def _leave_to_others(self, queue: Queue) -> None:
+        """End the trials that others took up while this worker was not heard of."""
+        for trial in self.running.values():
+            if not queue.is_mine(trial.job):
+                self.listener.said(f"trial {trial.job.number}: another worker has taken it up")
+                trial.stop("stop")
 
     def _wait(self) -> None:
         """Until a trial ends, or it is time to look at everything."""
@@ -190,7 +198,7 @@ def queues(folder: SweepFolder) -> Iterator[Queue]:
 def stages(folder: SweepFolder) -> list[Queue]:
     """Those of the queues that there are, to look at: nothing is put in."""
     names = [study.study_name for study in folder.storage.get_all_studies()]
-    return [Queue(folder, name, (), ()) for name in ("trials", "refit") if name in names]
+    return [Queue(folder, name, (), ()) for name in ("trials", "refit") if folder.study_name(name) in names]
 
 
 def trial_overrides(plan: Plan) -> list[str]:
