@@ -143,6 +143,11 @@ def test_warned_of_what_was_not_asked_for(tmp_path: Path) -> None:
     assert pair("host", {"info": {"host": "this"}}, {"info": {"host": "that"}}) == [
         "groups differ in host, so that seconds do not compare: this (gru); that (mean)"
     ]
+    one, two = ({"info": {"device": "cpu, 1 threads", "threads": threads}} for threads in (1, None))
+    assert pair("threads", one, two) == []  # asked for, or the environment's: it is one
+    assert pair("more threads", one, {"info": {"device": "cpu, 2 threads"}}) == [
+        "groups differ in device, so that seconds do not compare: cpu, 1 threads (gru); cpu, 2 threads (mean)"
+    ]
     assert pair("asked", {"config": {"trainer.max_epochs": 20}}, {}, by="trainer.max_epochs") == [
         "groups differ in head: mean (10); gru (20)"
     ]
@@ -247,6 +252,18 @@ def test_averaged_over_what_varies_inside(tmp_path: Path) -> None:
     assert pair.documents is not None
     assert pair.documents.documents == 2  # each once, though every head has seen it
     assert pair.documents.difference == pytest.approx(0.25)
+
+
+def test_by_seed_the_rest_makes_the_pairs(tmp_path: Path) -> None:
+    for head, accuracy in (("gru", 0.8), ("mean", 0.6), ("max", 0.7)):
+        for seed, gain in ((0, 0.0), (1, 0.02)):
+            make_run(tmp_path, accuracy + gain, head=head, seed=seed)
+    found = compare([tmp_path], ["seed"])
+    assert [group.name for group in found.groups] == ["1", "0"]
+    assert found.warnings == []  # seed 1 lacks no run of seed 0
+    (pair,) = found.pairs
+    assert (pair.repeats.repeats, pair.repeats.paired) == (3, True)
+    assert pair.repeats.difference == pytest.approx(0.02)
 
 
 def test_a_key_within_a_group_that_is_averaged_over(tmp_path: Path) -> None:

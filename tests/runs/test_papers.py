@@ -94,6 +94,18 @@ def test_mean_spread_and_difference_by_hand(tmp_path: Path) -> None:
     assert ["TREC", "93.6", "90.0", "−3.6", "1"] in words
 
 
+def test_another_file_is_no_repeat(tmp_path: Path) -> None:
+    for number, (accuracy, data) in enumerate(((0.7, "a"), (0.8, "b"), (0.9, "b"))):
+        path = run(tmp_path, accuracy, number=number)
+        write_json(path / "run.json", {"status": "finished", "data": data})
+    replication = papers.replicate([tmp_path])
+    assert cell(replication, "CNN-rand", "TREC").accuracies == pytest.approx([70, 90])
+    assert replication.notes == [
+        "CNN-rand on TREC: its runs have read different documents or splits",
+        "1 run left out for a newer one of the same fold and seed",
+    ]
+
+
 def test_what_stands_aside_is_said(tmp_path: Path) -> None:
     run(tmp_path, 0.5, seed=0, number=1)
     run(tmp_path, 0.9, seed=0, number=2)  # the same again: the newer counts

@@ -208,7 +208,9 @@ def compare(
     within = [_labeller(key, runs, others) for key in averaged]
 
     def repeat(run: Run) -> tuple[str, ...]:
-        return (*(label(run) for label in within), *(_plain(run.config.get(key)) for key in REPEATS))
+        # what is compared by is no repeat: seed 0 of one group has no counterpart among those of seed 1
+        keys = [None if key in by else run.config.get(key) for key in REPEATS]
+        return (*(label(run) for label in within), *map(_plain, keys))
 
     # other files behind the same settings and seed are no repeat: paths do not count, but the documents do
     mixed = any(_is_of_several(inside, repeat) for inside in members.values())
@@ -439,7 +441,7 @@ def _warnings(
     )
     for package in packages:
         check(f"the version of {package}", f"versions.{package}")
-    for what in ("host", "device", "threads"):
+    for what in ("host", "device"):  # of a CPU the threads as well
         check(f"{what}, so that seconds do not compare", what)
     return warnings
 

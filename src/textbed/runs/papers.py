@@ -82,7 +82,7 @@ def replicate(paths: Iterable[str | Path], paper: str | None = None) -> Replicat
         paths: run folders, or folders that hold them.
         paper: its short name, such as ``kim2014``; None takes the name that all the runs have.
 
-    Of runs with the same fold and seed in a cell the newest counts.
+    Of runs with the same fold and seed on the same documents the newest counts in a cell.
 
     Raises:
         UserError: no such paper, no finished run, or none that belongs to it.
@@ -103,7 +103,7 @@ def replicate(paths: Iterable[str | Path], paper: str | None = None) -> Replicat
         for row, about in table["rows"].items()
         for data in table["sets"]
     }
-    # by fold and seed, of which the newest run counts
+    # by documents, seed and fold, of which the newest run counts
     members: dict[tuple[str, str], dict[tuple[Any, ...], Run]] = {}
     strangers, unfinished, replaced = [], 0, 0
     for run in found:  # the oldest first
@@ -114,7 +114,8 @@ def replicate(paths: Iterable[str | Path], paper: str | None = None) -> Replicat
             unfinished += 1
         else:
             runs = members.setdefault(cell, {})
-            repeat = tuple(run.config.get(key) for key in REPEATS)
+            # another file behind the same name is another set of documents, and its run no repeat
+            repeat = (run.info.get("data"), *(run.config.get(key) for key in REPEATS))
             replaced += repeat in runs
             runs[repeat] = run
     if not members:
@@ -128,6 +129,8 @@ def replicate(paths: Iterable[str | Path], paper: str | None = None) -> Replicat
         others = differing(settings)
         if others:
             notes.append(f"{key[0]} on {key[1]}: its runs differ in {', '.join(others)} as well")
+        if len({repeat[1:] for repeat in cell_runs}) < len(cell_runs) and not others:
+            notes.append(f"{key[0]} on {key[1]}: its runs have read different documents or splits")
     for count, text in (
         (shortened, "trained on a part of the documents only"),
         (len(strangers), "of none of the table's rows or data sets"),
