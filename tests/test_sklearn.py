@@ -4,6 +4,8 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from running import TOPICS, documents, threads_restored
 from sklearn.base import clone
@@ -77,6 +79,23 @@ def test_cross_validation_of_a_pipeline() -> None:
     assert (scores > 0.9).all()  # a third by chance
 
 
+def test_texts_in_any_column(capsys: pytest.CaptureFixture[str]) -> None:
+    texts, labels = plain_texts()
+    made = TextClassifier(epochs=1, validation=0, overrides=SMALL).fit(pa.array(texts), pa.array(labels))
+    assert capsys.readouterr().err == ""  # of its own accord it shows nothing
+    expected = made.predict_proba(texts)
+    table = pd.DataFrame({"text": texts})
+    columns = (np.array(texts)[:, None], table, table["text"], pa.chunked_array([texts[:3], texts[3:]]))
+    for column in columns:
+        np.testing.assert_array_equal(made.predict_proba(column), expected)
+    made.set_params(verbose=True).fit(table, labels)
+    assert "train loss" in capsys.readouterr().err
+    np.testing.assert_array_equal(made.predict_proba(texts), expected)
+    pairs = pd.DataFrame({"first": texts, "second": texts[::-1]})
+    found = made.fit(pairs, labels).predict_proba(pairs)
+    np.testing.assert_array_equal(found, made.predict_proba(list(zip(texts, texts[::-1], strict=True))))
+
+
 def test_several_labels_of_pairs() -> None:
     rows = documents(60)
     pairs = [(one, two) for (one, _), (two, _) in itertools.pairwise(rows)]
@@ -137,6 +156,8 @@ def test_what_is_no_text() -> None:
         ([None, 3], "expected a string"),
         ([("a", "b"), "c"], "text 2 is 'c'"),
         (["a"], "X has 1 texts and y 2 labels"),
+        ("ab", "one string was given where a list of texts is expected"),
+        (7, "^7 was given where a list of texts is expected"),
     ):
         with pytest.raises(UserError, match=line):
             TextClassifier().fit(given, ["x", "y"])

@@ -8,7 +8,6 @@ import math
 import os
 import random
 import secrets
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from textbed.errors import UserError, nearest
-from textbed.runs.folder import RunFolder, is_rank_zero, progress_log, replacing, say
+from textbed.runs.folder import RunFolder, is_rank_zero, progress_log, replacing, say, screen
 from textbed.runs.weights import read_checkpoint
 
 BEST, LAST = "best", "last"
@@ -550,7 +549,7 @@ class Progress(ProgressBar):
 
     def __init__(self, bar: bool | None = None, refresh_seconds: float = 0.5) -> None:
         super().__init__()
-        self._wanted = sys.stderr.isatty() if bar is None else bar
+        self._wanted = screen().isatty() if bar is None else bar
         self._refresh_seconds = refresh_seconds
         self._enabled = True
         self._bar: _Bar | None = None
@@ -647,7 +646,7 @@ class Progress(ProgressBar):
             self._bar = _Bar(
                 desc=title,
                 total=None if math.isinf(total) else int(total),
-                file=sys.stderr,
+                file=screen(),
                 leave=False,
                 dynamic_ncols=True,
                 bar_format=form,
@@ -688,8 +687,8 @@ class Progress(ProgressBar):
     def _say(self, line: str) -> None:
         if not self._enabled:
             return
-        tqdm.write(line, file=sys.stderr)  # above the bar, where there is one
-        sys.stderr.flush()
+        tqdm.write(line, file=screen())  # above the bar, where there is one
+        screen().flush()
         progress_log.info(line)
 
 

@@ -31,6 +31,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         seed: of the training.
         overrides: further ones of the configuration, such as ``["head.hidden=64"]``.
         runs: folder in which runs are kept; None keeps none.
+        verbose: whether ``fit`` shows on stderr what ``train.py`` does.
 
     After ``fit``: ``classes_``; ``model_``, a :class:`~textbed.runs.model.Model`; ``run_``, the run folder,
     None where none is kept.
@@ -47,6 +48,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         seed: int = 0,
         overrides: Sequence[str] = (),
         runs: str | None = None,
+        verbose: bool = False,
     ) -> None:
         self.head = head
         self.embedding = embedding
@@ -57,6 +59,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         self.seed = seed
         self.overrides = overrides
         self.runs = runs
+        self.verbose = verbose
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -69,7 +72,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         """Train.
 
         Args:
-            X: n strings, or n pairs of strings; None for one that is missing.
+            X: n strings, or n pairs of strings, in a list, an array, or a column of Arrow or pandas; also a
+                table, (n, 1) of texts or (n, 2) of pairs. None for one that is missing.
             y: n labels of any kind, or (n, C) zeros and ones for multi-label.
 
         Raises:
@@ -80,10 +84,11 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         import textbed.schema  # noqa: F401  the schema must be registered before anything is composed
         from textbed import config
         from textbed.command import explain
+        from textbed.runs.folder import unseen
         from textbed.runs.model import columns_of, load
         from textbed.training import train
 
-        texts, labels = list(X), np.asarray(y)
+        texts, labels = _texts(X), np.asarray(y)
         if len(texts) != len(labels):
             raise UserError(f"X has {len(texts)} texts and y {len(labels)} labels; expected one for each")
         several = type_of_target(labels) == "multilabel-indicator"
@@ -98,6 +103,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         names = ["first", "second"] if pairs else ["text"]
         columns = columns_of(texts, pairs)
         with ExitStack() as stack:
+            if not self.verbose:
+                stack.enter_context(unseen())
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="textbed-")))
             table = {name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)}
             pq.write_table(pa.table(table | {"label": ids}), place / "train.parquet")
@@ -128,7 +135,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Sequence[Any]) -> np.ndarray:
         """Probabilities (n, C) float32, columns as in ``classes_``; 0 for a label that ``fit`` never saw."""
         check_is_fitted(self)
-        found = self.model_.predict_proba(list(X))
+        found = self.model_.predict_proba(_texts(X))
         if not self.model_.multilabel:
             return found
         # The model knows the labels that occur; a column of y without a one is none of them.
@@ -142,3 +149,14 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         if self.model_.multilabel:
             return (chances > 0.5).astype(np.int64)
         return self.classes_[chances.argmax(axis=1)]
+
+
+def _texts(X: Any) -> list[Any]:
+    """The texts, or pairs of them, one a row; of a table, of which scikit-learn may pass any, its cells."""
+    from textbed.runs.model import rows_of
+
+    if hasattr(X, "columns") and hasattr(X, "to_numpy"):  # of pandas
+        X = X.to_numpy()
+    if isinstance(X, np.ndarray) and X.ndim == 2 and X.shape[1] == 1:
+        X = X[:, 0]
+    return rows_of(X)

@@ -46,6 +46,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -79,6 +80,8 @@ LINK = "TEXTBED_RUN_LINK"
 _MAX_DIFF_BYTES = 2_000_000
 _MAX_NEW_FILES = 100
 _CODE = ("*.py", "*.yaml", "*.yml", "*.toml")  # a new file of data does not belong into every run folder
+
+_screen: ContextVar[IO[str] | None] = ContextVar("screen", default=None)
 
 progress_log = logging.getLogger("textbed.progress")
 progress_log.propagate = False  # shown by whoever prints it; this logger only carries the line to log.txt
@@ -187,11 +190,26 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+def screen() -> IO[str]:
+    """Where a person is shown how a run goes: stderr, since stdout belongs to the run folder's path."""
+    return _screen.get() or sys.stderr
+
+
+@contextlib.contextmanager
+def unseen() -> Iterator[None]:
+    """Show nothing of how a run goes inside the block; warnings are shown, and log.txt has all the same."""
+    with open(os.devnull, "w") as nowhere:
+        before = _screen.set(nowhere)
+        try:
+            yield
+        finally:
+            _screen.reset(before)
+
+
 def say(line: str) -> None:
-    """Show one line to the person, on stderr (stdout belongs to the run folder's path), and keep it in
-    log.txt."""
+    """Show one line to the person, and keep it in log.txt."""
     if is_rank_zero():
-        print(line, file=sys.stderr, flush=True)
+        print(line, file=screen(), flush=True)
         progress_log.info(line)
 
 

@@ -103,7 +103,7 @@ class Model:
 
         A model of pairs takes single texts here as well; of a pair it gives both texts' vectors, (n, 2, H).
         """
-        texts = _checked(texts)
+        texts = rows_of(texts)
         pairs = self.pairs and any(not isinstance(text, str) and not _is_missing(text) for text in texts)
         columns = columns_of(texts, self.pairs) if pairs else [_texts(texts)]
         parts = [self.network.read(batch) for batch in self._batches(columns, batch_size)]
@@ -144,15 +144,22 @@ def _whole(parts: Sequence[Tensor], width: int, as_list: bool) -> Any:
     return whole.tolist() if as_list else whole.numpy()
 
 
-def _checked(texts: Any) -> Sequence[Any]:
-    """A sequence of texts; a single string is a sequence too, but not what is meant."""
+def rows_of(texts: Any) -> list[Any]:
+    """Texts, or pairs of them, as a list.
+
+    Raises:
+        UserError: one string, which is a sequence too but not what is meant, a table, or no sequence.
+    """
     if isinstance(texts, str):
         raise UserError("one string was given where a list of texts is expected: write [text]")
     if isinstance(texts, Mapping) or hasattr(texts, "columns"):  # which would be read as its columns' names
         raise UserError("a table was given where a list of texts is expected: name its column, table['text']")
     if hasattr(texts, "to_pylist"):  # Arrow, whose scalars are no strings
         return texts.to_pylist()
-    return list(texts)
+    try:
+        return list(texts)
+    except TypeError:
+        raise UserError(f"{_shown(texts)} was given where a list of texts is expected") from None
 
 
 def columns_of(texts: Any, pairs: bool) -> list[list[str | None]]:
@@ -164,7 +171,7 @@ def columns_of(texts: Any, pairs: bool) -> list[list[str | None]]:
     if not pairs:
         return [_texts(texts)]
     firsts, seconds = [], []
-    for number, pair in enumerate(_checked(texts), start=1):
+    for number, pair in enumerate(rows_of(texts), start=1):
         if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
             raise UserError(
                 f"text {number} is {_shown(pair)}; this model classifies pairs: expected (first, second)"
@@ -175,7 +182,7 @@ def columns_of(texts: Any, pairs: bool) -> list[list[str | None]]:
 
 
 def _texts(texts: Any) -> list[str | None]:
-    checked = _checked(texts)
+    checked = rows_of(texts)
     for number, text in enumerate(checked, start=1):
         if not isinstance(text, str) and not _is_missing(text):
             raise UserError(f"text {number} is {_shown(text)}; expected a string")

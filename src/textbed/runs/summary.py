@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from textbed.runs.folder import screen
 
 _MIN_WIDTH = 100
 _MAX_CLASSES = 30  # more are in metrics.json, and would push the result off the screen
@@ -71,7 +72,7 @@ class Overview:
 
 def console(file: IO[str] | None = None) -> Console:
     """A console on ``file`` (stderr by default); at least 100 characters wide where that is no terminal."""
-    stream = file or sys.stderr
+    stream = file or screen()
     plain = Console(file=stream, highlight=False)
     if plain.is_terminal:
         return plain
