@@ -61,6 +61,7 @@ def other_worker(sweep: SweepFolder, path: Path, more: str = "") -> subprocess.P
     return subprocess.Popen([sys.executable, "-c", code], cwd=path.parent)
 
 
+@pytest.mark.slow
 def test_two_workers_share_trials_and_none_is_run_twice(url: str, tmp_path: Path, place: Path) -> None:
     what = plan(tmp_path, choice("seed", *range(8)), storage=url, refit=2)
     sweep = SweepFolder.create(place, what)
@@ -88,6 +89,7 @@ def test_two_workers_share_trials_and_none_is_run_twice(url: str, tmp_path: Path
     assert tested == [pytest.approx(0.9 + seed / 1000) for seed in (8, 9)]
 
 
+@pytest.mark.slow
 def test_the_trial_of_a_worker_that_is_killed_is_taken_up_by_another(
     url: str, tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +208,7 @@ def test_a_worker_is_dead_when_its_lock_is_free_and_it_is_not_heard_of(
         assert not me.is_alive(other.id)  # it left
 
 
+@pytest.mark.slow
 def test_a_trial_goes_on_when_its_workers_connections_are_cut(url: str, tmp_path: Path, place: Path) -> None:
     what = plan(tmp_path, choice("seed", 0), fixed=("epochs=60", "pause=0.05"), storage=url)
     sweep = SweepFolder.create(place, what)
