@@ -242,6 +242,7 @@ def test_a_worker_ends_the_trials_that_others_took_up(
                 return super().beat()
             with monkeypatch.context() as patch, sweep.presence() as me:
                 patch.setattr("textbed.sweeps.database.LOST_SECONDS", 0.0)
+                self._session.give_back(f"worker {self.id}")
                 self._session.close()
                 assert queue.take_back(me, lambda number: False) == [0]
                 job = queue.claim(me, "gpu 0")

@@ -170,6 +170,7 @@ class DatabasePresence:
 
         with contextlib.suppress(SQLAlchemyError):  # then it will be found out
             self._session.run("DELETE FROM textbed_workers WHERE worker = :worker", worker=self.id)
+            self._session.give_back(f"worker {self.id}")  # the server would a little after the end
         self._session.close()
 
     def beat(self) -> bool:
