@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -389,9 +390,9 @@ def test_timing(run: RunFolder) -> None:
     assert list(figures)[:1] == ["seconds/data"]
     assert 0.03 <= figures["seconds/data"] < 0.3
     # six pauses an epoch in each: nothing is counted twice, nothing is left out
-    for name, least in (("fit", 12 * 0.02), ("validation", 12 * 0.02), ("test", 6 * 0.02)):
-        assert least <= figures[f"seconds/{name}"] < least + 2, name
-    assert figures["seconds/fit"] + figures["seconds/validation"] <= wall + 0.01
+    for name, pauses in (("warmup", 2), ("fit", 10), ("validation", 12), ("test", 6)):
+        assert pauses * 0.02 <= figures[f"seconds/{name}"] < pauses * 0.02 + 2, name
+    assert sum(figures[f"seconds/{name}"] for name in ("warmup", "fit", "validation")) <= wall + 0.01
     # the first two steps are warm-up; 4 documents and 12 tokens a step
     assert timing.steps == 10
     assert (timing.documents, timing.tokens) == (40, 120)
@@ -405,7 +406,39 @@ def test_timing(run: RunFolder) -> None:
     again = Timing()
     again.load_state_dict(saved)
     assert again.seconds["fit"] == pytest.approx(figures["seconds/fit"], abs=0.15)
+    assert again.seconds["warmup"] == pytest.approx(figures["seconds/warmup"], abs=1e-3)
     assert again.steps == 10
+
+
+def test_warm_up_is_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    trainer: Any = SimpleNamespace(state=SimpleNamespace(fn="fit"), world_size=1)
+    model: Any = SimpleNamespace(device=torch.device("cpu"))
+
+    def epoch(timing: Timing, steps: int) -> Timing:
+        timing.on_train_epoch_start(trainer, model)
+        for _ in range(steps):
+            now[0] += 1
+            timing.on_train_batch_end(trainer, model, None, None, 0)
+        timing.on_validation_start(trainer, model)
+        now[0] += 10
+        timing.on_validation_end(trainer, model)
+        timing.on_train_epoch_end(trainer, model)
+        return timing
+
+    first = Timing(warmup=3)
+    first.on_fit_start(trainer, model)
+    assert epoch(first, 2).state_dict()["seconds"] == {"fit": 2, "validation": 10}  # so far it was all
+    kept = epoch(first, 4).state_dict()
+    assert kept["seconds"] == {"warmup": 3, "fit": 3, "validation": 20}
+    second = Timing(warmup=3)
+    second.load_state_dict(kept)
+    second.on_fit_start(trainer, model)
+    assert epoch(second, 4).state_dict()["seconds"] == {"warmup": 6, "fit": 4, "validation": 30}
+    second.on_fit_end(trainer, model)
+    assert second.seconds == {"warmup": 6, "fit": 4, "validation": 30}
+    assert (second.steps, second.measured) == (4, 4)
 
 
 def test_no_speed_from_warm_up_alone() -> None:

@@ -164,7 +164,8 @@ def test_other_final_figures(kept: RunFolder, data: TextDataModule) -> None:
     assert given["parameters/embedding"] == len(data.tokenizer) * 8
     assert given["parameters/classifier"] == 8 * 3 + 3
     assert given["parameters/all"] == given["parameters/embedding"] + given["parameters/classifier"]
-    phases = {f"seconds/{name}" for name in ("data", "model", "fit", "validation", "test", "report")}
+    names = ("data", "model", "warmup", "fit", "validation", "test", "report")
+    phases = {f"seconds/{name}" for name in names}
     assert phases == {name for name in given if name.startswith("seconds/")}
     assert given["memory/peak_bytes"] > 1e8
 

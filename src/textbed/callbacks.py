@@ -384,8 +384,9 @@ def _where_to_go_on(trainer: pl.Trainer) -> str:
 class Timing(Callback):
     """Measures where the time goes, and the speed of training without its warm-up.
 
-    ``seconds/fit`` is training alone, with what is written after an epoch; validation during it is
-    ``seconds/validation``. Both go on counting in a resumed run. Speeds are taken between the end of the
+    ``seconds/fit`` is training alone, with what is written after an epoch. What comes before the end of the
+    first ``warmup`` steps of a process is ``seconds/warmup``, unless it was all; validation during training
+    is ``seconds/validation``. They go on counting in a resumed run. Speeds are taken between the end of the
     first ``warmup`` steps and the end of training in each epoch, with the device waited for at both ends, and
     are those of all processes together; where there were no more steps than that, there are none.
 
@@ -400,6 +401,7 @@ class Timing(Callback):
         self.measured = 0.0
         self._window_counts = [0, 0]
         self._seen = 0
+        self._fit_before = 0.0
         self._stage = "fit"
         self._window: float | None = None
         self._starts: dict[str, float] = {}
@@ -426,9 +428,11 @@ class Timing(Callback):
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        seconds = {name: self.seconds.get(name, 0.0) for name in ("fit", "validation")}
+        seconds = {
+            name: self.seconds[name] for name in ("warmup", "fit", "validation") if name in self.seconds
+        }
         if "fit" in self._starts:
-            seconds["fit"] += time.perf_counter() - self._starts["fit"]
+            seconds["fit"] = seconds.get("fit", 0.0) + time.perf_counter() - self._starts["fit"]
         counts = {"steps": self.steps, "documents": self.documents, "tokens": self.tokens}
         return {"seconds": seconds, "measured": self.measured, **counts}
 
@@ -447,6 +451,7 @@ class Timing(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._starts["fit"] = time.perf_counter()
+        self._fit_before = self.seconds.get("fit", 0.0)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._end("fit")
@@ -470,6 +475,8 @@ class Timing(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._seen += 1
+        if self._seen == self.warmup:
+            self._end_warmup(pl_module)
         if self._window is None:
             if self._seen >= self.warmup:
                 self._open_window(pl_module)
@@ -493,6 +500,13 @@ class Timing(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close_window(trainer, pl_module)
+
+    def _end_warmup(self, pl_module: pl.LightningModule) -> None:
+        _wait_for(pl_module.device)
+        self._end("fit")
+        self._add("warmup", self.seconds["fit"] - self._fit_before)
+        self.seconds["fit"] = self._fit_before
+        self._starts["fit"] = time.perf_counter()
 
     def _open_window(self, pl_module: pl.LightningModule) -> None:
         if self._seen >= self.warmup:
