@@ -14,9 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from measuring import HERE, options
-
-PARTS = {"all", "documents", "machine", "measuring", "sweep_job", "trained"}
+from measuring import HERE, names, options
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -32,16 +30,15 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    names = sorted({path.stem for path in HERE.glob("*.py")} - PARTS)
     own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--only", metavar="NAME,...", help=f"some of {', '.join(names)}")
+    own.add_argument("--only", metavar="NAME,...", help=f"some of {', '.join(names())}")
     own.add_argument("--out", type=Path, metavar="FILE", help="file of JSON lines to add to")
     parser = options(__doc__, parents=[own])
     given = parser.parse_args()
     _, passed_on = own.parse_known_args()
-    chosen = given.only.split(",") if given.only else names
-    if unknown := set(chosen) - set(names):
-        parser.error(f"--only {','.join(sorted(unknown))}: expected some of {', '.join(names)}")
+    chosen = given.only.split(",") if given.only else names()
+    if unknown := set(chosen) - set(names()):
+        parser.error(f"--only {','.join(sorted(unknown))}: expected some of {', '.join(names())}")
     found, failed = [], []
     for name in chosen:
         print(f"== {name}", flush=True)

@@ -121,6 +121,14 @@ def read(mirror: Path | None, name: str, split: str, count: int) -> tuple[pa.Arr
     return as_texts(table["text"]), table["label"].to_numpy()
 
 
+def write_vectors(path: Path, rows: int, width: int) -> Path:
+    """A text file of vectors of the most frequent made-up words."""
+    numbers = np.random.default_rng(0).normal(scale=0.3, size=(rows, width)).round(4)
+    lines = zip(names(rows).to_pylist(), numbers.tolist(), strict=True)
+    path.write_text("".join(f"{word} {' '.join(map(str, row))}\n" for word, row in lines))
+    return path
+
+
 def write_table(path: Path, texts: pa.Array, labels: np.ndarray) -> None:
     """A Parquet file with the columns ``text`` and ``label``."""
     pq.write_table(pa.table({"text": texts, "label": labels.astype(np.int64)}), path)

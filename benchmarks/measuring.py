@@ -46,7 +46,14 @@ from machine import machine
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+PARTS = {"all", "documents", "first_step", "machine", "measuring", "sweep_job", "trained"}
+"""What the benchmarks are made of: the other files of the folder are benchmarks."""
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def names() -> list[str]:
+    """Of the benchmarks."""
+    return sorted({path.stem for path in HERE.glob("*.py")} - PARTS)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,37 @@
+"""Our side of benchmarks/small_sets.py: a whole run without its test, from configuration to folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch._dynamo  # noqa: F401  imports are not of the time, nor the one of torch's first optimizer
+import trained
+from measuring import CLOCKS, peak_mb
+
+import textbed.training  # noqa: F401  the run's
+from textbed.runs.model import load
+
+clock, train, test, *overrides = sys.argv[1:]
+with tempfile.TemporaryDirectory() as place:
+    start = CLOCKS[clock]()
+    run = trained.train([*trained.on(Path(train)), *overrides, "data.test=0", "test=false"], Path(place))
+    seconds = CLOCKS[clock]() - start
+    tests, truth = json.loads(Path(test).read_text())
+    right = sum(str(said) == str(label) for said, label in zip(load(run).predict(tests), truth, strict=True))
+    figures = json.loads((run / "metrics.json").read_text())
+print(
+    json.dumps(
+        {
+            "seconds": seconds,
+            "accuracy": 100 * right / len(tests),
+            "validation": 100 * figures["val/accuracy"],
+            "epochs": figures["epochs"],
+            "peak_mb": peak_mb(),
+        }
+    )
+)
