@@ -4,6 +4,7 @@
     python scripts/sweep.py runs/sweeps/SWEEP --join     work on its trials too, here or on another machine
     CUDA_VISIBLE_DEVICES=2,3 python scripts/sweep.py runs/sweeps/SWEEP --join --at-once 2
     python scripts/sweep.py --join postgresql+psycopg://user@host/database --study SWEEP
+    python scripts/sweep.py runs/sweeps/SWEEP --slurm 8 | sbatch    workers of SLURM; or --submitit 8, --ray
 
 A worker needs the sweep's folder, the run folders and the data under the same paths as where the sweep began,
 as on a shared file system; or, where the sweep has a database (sweep.storage), that and the project in the
@@ -16,6 +17,8 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+
+from textbed.sweeps import clusters
 
 
 def main() -> int:
@@ -37,6 +40,8 @@ def main() -> int:
     parser.add_argument(
         "--at-once", type=int, metavar="N", help="most trials at a time here; else what the sweep says"
     )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of a trial here")
+    clusters.add_options(parser)
     arguments = parser.parse_args()
     if arguments.join and "://" not in arguments.join and arguments.folder is None:
         arguments.folder, arguments.join = Path(arguments.join), ""
@@ -56,6 +61,11 @@ def main() -> int:
             folder = SweepFolder.of_database(arguments.join, arguments.study, arguments.dir)
         else:
             folder = SweepFolder.open(arguments.folder)
+        command = [sys.executable, str(Path(__file__).absolute()), str(folder.path), "--join"]
+        if clusters.is_asked(arguments) and not clusters.start(folder, arguments, command):
+            return 0
+        if arguments.join is not None:
+            folder = clusters.joined(folder, arguments.threads)
         with folder.errors():
             if arguments.join is not None:
                 work(folder, "this worker has left; the others go on", arguments.at_once)

@@ -499,6 +499,9 @@ class SweepConfig:
     """Trials that share a GPU at a time."""
     at_once: int | None = key(None, minimum=1)
     """Most trials at a time on a machine; null is as many as its devices, or cores and memory, bear."""
+    here: bool = key(True)
+    """Whether this machine works on it; false puts the trials in and prints the sweep's folder, for workers
+    elsewhere."""
     memory_gib: float = key(2.0, above=0)
     """Memory that a trial on the CPU may need: no more run at once than fit."""
     warm: bool | None = key(None)

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, open_dict
 from running import ROOT
-from sweeping import STUB, calls, choice, plan
+from sweeping import STUB, calls, choice, plan, rows
 
 from textbed import command
 from textbed.errors import UserError
@@ -112,6 +112,17 @@ def test_the_command_prints_its_runs_in_order_and_fails_where_a_trial_did(
         [f"+do={do}", f"seed={seed}"] for do in ("fine", "mistake") for seed in (0, 1)
     ]
     assert {one["device"] for one in calls(tmp_path)} == {"4", "5"}
+
+
+def test_a_sweep_that_is_for_others_is_put_in_and_not_begun(
+    typed: Typed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg, given = typed("seed=0,1,2", f"sweep.dir={tmp_path}/sweep", "sweep.here=false")
+    launching.launch(cfg, {}, given, GlobalHydra.instance().config_loader())
+    assert capsys.readouterr().out == f"{tmp_path}/sweep\n"
+    sweep = SweepFolder.open(tmp_path / "sweep")
+    assert [row.status for row in rows(sweep)] == ["waiting"] * 3
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_a_key_of_the_config_with_a_condition_gives_way_to_the_command_line(typed: Typed) -> None:

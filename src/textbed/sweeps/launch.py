@@ -59,6 +59,9 @@ def launch(cfg: DictConfig, params: Mapping[str, Any], typed: list[str], loader:
     folder = SweepFolder.create(Path(place), plan)
     with folder.errors():
         begin(folder)
+        if not plan.settings["here"]:
+            print(folder.path)
+            return
         work(folder, f"go on with the same command and sweep.dir={folder.path}")
         report = make_report(folder)
         comparison_tables.show(report.tables, report.lines, sys.stderr)
