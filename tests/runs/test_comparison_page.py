@@ -237,7 +237,7 @@ def test_several_labels(tmp_path: Path) -> None:
 def test_lead(compared: Comparison, tmp_path: Path) -> None:
     assert report.lead(compared) == (
         "Best of 3 groups is gru, test/accuracy 81.25 % ± 8.84 over 2 runs. Against the next, mean, that is "
-        "+12.50: other runs would not surely show it (p 0.500), other documents would not surely show it "
+        "+12.50 points: other runs would not surely show it (p 0.500), other documents would not surely show it "
         "(p 0.766)."
     )
     make_run(tmp_path, 0.5)
@@ -416,4 +416,7 @@ def test_in_a_browser(browser: Any, page: Path) -> None:
 
     opened(browser, page, 375)
     assert script("return document.documentElement.scrollWidth") <= 375
+    assert one("#figures th:nth-child(3)").text == "test/accuracy, %"  # in sight on a phone too
+    right = "return document.querySelector('#figures th:nth-child(3)').getBoundingClientRect().right"
+    assert script(right) <= 375
     assert browser.get_log("browser") == []

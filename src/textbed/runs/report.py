@@ -123,7 +123,10 @@ def lead(comparison: Comparison) -> str:
     pair = next((p for p in comparison.pairs if {p.first, p.second} == {best.name, second}), None)
     if pair is None:
         return said
-    said += f" Against the next, {second}, that is {shown.with_sign(number, pair.repeats.difference)}:"
+    points = " points" if shown.is_share(metric) else ""
+    said += (
+        f" Against the next, {second}, that is {shown.with_sign(number, pair.repeats.difference)}{points}:"
+    )
     sure = {"other runs": pair.holm, "other documents": pair.holm_documents}
     tested = [
         f"{what} would {'show it too' if p < 0.05 else 'not surely show it'} (p {shown.p_value(p)})"
