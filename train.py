@@ -6,6 +6,8 @@ import hydra
 from omegaconf import DictConfig
 
 from textbed import command, config
+from textbed.data.ahead import tokenizing
+from textbed.imports import quickly
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -15,7 +17,8 @@ def main(cfg: DictConfig) -> None:
         if cfg.resume is None:
             choices = command.chosen_options()
             checked = config.check(cfg, choices)
-            from textbed.training import train
+            with tokenizing(checked), quickly(checked):
+                from textbed.training import train
 
             folder = train(checked, command.task_overrides(), choices)
         else:
