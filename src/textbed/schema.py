@@ -438,8 +438,10 @@ class ClassifierConfig:
 
 @dataclass
 class ReportConfig:
-    """What a run says about its table at the end: embedding.json and a page of pictures."""
+    """What a run shows at the end: pictures, and what became of its table (embedding.json)."""
 
+    pictures: bool = key(True)
+    """Whether learning curves, the confusion matrix and the table are drawn."""
     embedding: bool | None = key(None)
     """Whether there is such a report; null is where the run is tested, so not in a search."""
     words: Any = key(None, kinds=(list, type(None)))

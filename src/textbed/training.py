@@ -323,6 +323,7 @@ def _run(
         trainer: pl.Trainer = instantiate(
             cfg.trainer,
             **({} if kept else {"enable_checkpointing": False}),
+            **_determinism(cfg),
             callbacks=callbacks,
             logger=loggers,
             default_root_dir=str(folder.path),
@@ -379,6 +380,12 @@ def _run(
 
 
 # The parts, in the order of the recipe
+
+
+def _determinism(cfg: DictConfig) -> dict[str, None]:
+    """What is so already need not be said: torch imports its compiler to be told, which takes a second."""
+    said = cfg.trainer.get("deterministic") is False
+    return {"deterministic": None} if said and not torch.are_deterministic_algorithms_enabled() else {}
 
 
 def _keep_data(folder: RunFolder, data: TextDataModule, resumed: bool) -> None:
@@ -934,11 +941,14 @@ def _report(
     """What a person looks at: pictures, and what training did to the table. A run does not fail for it."""
     table = None
     try:
-        _draw(cfg, folder, model)
+        if cfg.report.pictures:
+            _draw(cfg, folder, model)
         table = _report_on_table(cfg, folder, data, model, best) if is_rank_zero() else None
         tables = {f"embedding/{name}": rows for name, rows in table.tables().items()} if table else {}
         confusion = None
-        if model.predictions is not None and is_rank_zero():
+        # The record and the progress take none of this; reading a hundred texts may take a second.
+        wanted = any(hasattr(logger, "log_table") for logger in loggers)
+        if wanted and model.predictions is not None and is_rank_zero():
             said, source = model.predictions, data.corpus.splits[data.splits["test"].split]
             tables["test/predictions"] = prediction_table(
                 said.rows,
@@ -1001,5 +1011,6 @@ def _report_on_table(
         if not word["in_vocabulary"]:
             say(f"report.words: '{word['word']}' is not in the vocabulary")
     write_json(folder.embedding_file, {"checkpoint": best.name if best else None, **report.content})
-    pictures.draw_table(report, folder.pictures / "embedding.png", title=f"{cfg.name}: the table")
+    if cfg.report.pictures:
+        pictures.draw_table(report, folder.pictures / "embedding.png", title=f"{cfg.name}: the table")
     return report
