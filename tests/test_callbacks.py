@@ -491,7 +491,7 @@ def test_nothing_in_other_processes(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_every_callback_can_be_left_out(run: RunFolder) -> None:
     names = list(OmegaConf.load(CONFIG))
-    assert len(names) == 6
+    assert len(names) == 7
     assert make_callbacks(dict.fromkeys(names), run) == []
     assert make_callbacks(None, run) == []
     assert isinstance(make_callbacks({"a": {"_target_": "textbed.callbacks.StopEarly"}}, run)[0], StopEarly)
