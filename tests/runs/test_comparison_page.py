@@ -237,8 +237,8 @@ def test_several_labels(tmp_path: Path) -> None:
 def test_lead(compared: Comparison, tmp_path: Path) -> None:
     assert report.lead(compared) == (
         "Best of 3 groups is gru, test/accuracy 81.25 % ± 8.84 over 2 runs. Against the next, mean, that is "
-        "+12.50 points: other runs would not surely show it (p 0.500), other documents would not surely show it "
-        "(p 0.766)."
+        "+12.50 points: other runs would not surely show it (p 0.500), other documents would not surely show "
+        "it (p 0.766)."
     )
     make_run(tmp_path, 0.5)
     assert report.lead(compare([tmp_path])) == "all, test/accuracy 50.00 %, one run."
