@@ -6,8 +6,8 @@
     python scripts/paper.py runs/a runs/b --paper kim2014         runs of any name, from whatever sweep
 
 "ours" is the mean over runs (folds or seeds) and their standard deviation; "–" is what the paper, or you, do
-not have; "?" follows a published figure that was not compared with the paper. A run belongs to the row and the
-data set that its configuration says. The published figures, with their sources, are in
+not have; "?" follows a published figure that was not compared with the paper. A run belongs to the row and
+the data set that its configuration says. The published figures, with their sources, are in
 src/textbed/runs/published.yaml.
 """
 
