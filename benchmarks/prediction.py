@@ -45,7 +45,8 @@ def main() -> int:
             for text, label in zip(train.to_pylist(), classes, strict=True):
                 file.write(f"{documents.fasttext_line(text, label)}\n")
         overrides = ["experiment=imdb", "trainer.max_epochs=1", f"embedding.dim={given.dim}", "test=false"]
-        run, _ = apart(trained.train, [*overrides, *trained.on(folder / "train.parquet")], folder)
+        cfg = trained.configured([*overrides, *trained.on(folder / "train.parquet")], folder)
+        run, _ = apart(trained.train, cfg)
         peers = {
             "fasttext": ["predict_fasttext", folder / "train.txt", given.dim, folder / "prepared.json"],
             "model2vec": ["predict_model2vec", given.vectors, folder / "some.json", folder / "texts.json"],

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from measuring import ROOT
+from omegaconf import DictConfig
 
 
 def on(path: Path) -> list[str]:
@@ -16,22 +16,26 @@ def on(path: Path) -> list[str]:
     return ["data=parquet", f"data.path='{path}'", "data.text=[text]", "data.label=label"]
 
 
-def train(overrides: Sequence[str], folder: Path) -> Path:
-    """Make a run below ``folder``, without a logger and a report, and say nothing; return its folder."""
+def configured(overrides: Sequence[str], folder: Path) -> DictConfig:
+    """The configuration of a run below ``folder``, without a logger and a report on the table."""
     from hydra import compose, initialize_config_dir
 
     import textbed.schema  # noqa: F401  the schema must be registered before anything is composed
     from textbed import config
-    from textbed.training import train
 
     usual = [
         f"paths.runs='{folder / 'runs'}'", f"paths.cache='{folder / 'cache'}'", "trainer=cpu", "logger=none",
         "report.embedding=false",
     ]  # fmt: skip
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = config.check(compose("train", [*usual, *overrides]))
+        return config.check(compose("train", [*usual, *overrides]))
+
+
+def train(cfg: DictConfig) -> Path:
+    """Make the run without a word, and return its folder."""
+    from textbed.training import train
+
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-        made = train(cfg, [*usual, *overrides])
+        made = train(cfg)
     assert made is not None
-    print(made, file=sys.stderr)
     return made

@@ -15,8 +15,8 @@ from static_table import static_table
 clock, table, train, test, seed = sys.argv[1:]
 texts, labels = json.loads(Path(train).read_text())
 tests, truth = json.loads(Path(test).read_text())
-model = StaticModelForClassification.from_static_model(model=static_table(table))
 start = CLOCKS[clock]()
+model = StaticModelForClassification.from_static_model(model=static_table(table))
 model.fit(texts, labels, random_seed=int(seed))
 seconds = CLOCKS[clock]() - start
 right = sum(str(said) == str(label) for said, label in zip(model.predict(tests), truth, strict=True))
