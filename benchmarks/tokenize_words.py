@@ -48,8 +48,8 @@ def ours(texts: pa.Array, threads: int, clock: str) -> tuple[float, int, int]:
 
 def word_level(texts: pa.Array, threads: int, clock: str) -> tuple[float, int, int]:
     """Return seconds, tokens and rows of the vocabulary."""
-    # Read by the library as it is loaded. Where it was before, this process has a copy of its pool without the
-    # threads, and would wait for them for ever: then it goes without.
+    # Read by the library as it is loaded. Where it was before, this process has a copy of its pool without
+    # the threads, and would wait for them for ever: then it goes without.
     os.environ["TOKENIZERS_PARALLELISM"] = "false" if "tokenizers" in sys.modules else "true"
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers

@@ -102,7 +102,7 @@ def _join(trainer: Mapping[str, Any]) -> Ranks:
     else:  # where it found the devices itself, Lightning tells those it starts how many there are
         here = devices or int(os.environ.get("WORLD_SIZE", 0)) // nodes or 1
         rank = environment.node_rank() * here + environment.local_rank()
-    ranks = Ranks(rank)
+    ranks = Ranks(rank, others=environment.world_size() - 1 if outside else 0)
     _set_rank(rank)
     if ADDRESS in os.environ:
         ranks.join(os.environ[ADDRESS])
@@ -170,10 +170,12 @@ class Ranks:
 
     Args:
         rank: which of them this is.
+        others: how many a launcher has started beside it.
     """
 
-    def __init__(self, rank: int = 0) -> None:
+    def __init__(self, rank: int = 0, others: int = 0) -> None:
         self.rank = rank
+        self.others = others
         self.store: TCPStore | None = None  # to be kept while the backend uses the same
         self.lost: str | None = None
         """Of rank 0: what became of another, once one is lost."""
@@ -240,6 +242,8 @@ class Ranks:
     def leave(self, well: bool) -> None:
         """Say goodbye: from now on the end of this process is no loss."""
         with self._changed:
+            if self.first and not well:  # who knocks a moment later would report that nobody is there
+                self._changed.wait_for(lambda: len(self._others) >= self.others, timeout=GRACE)
             self._left = True
             self._changed.notify_all()
             words = {"ended": "well" if well else "badly"}
@@ -293,6 +297,7 @@ class Ranks:
         with self._changed:
             self._others.append(connection)
             _send(connection, self._words)
+            self._changed.notify_all()
         last: dict[str, Any] = {}
         with contextlib.suppress(EOFError, OSError):
             last = json.loads(connection.recv_bytes())
