@@ -180,6 +180,19 @@ def test_a_mistake_is_said_once(runs: Runs, uneven: list[str], capfd: Any) -> No
     assert "Error" not in capfd.readouterr().err
 
 
+def test_a_mistake_is_said_once_to_those_who_come_late(capfd: Any) -> None:
+    def work() -> None:
+        if os.environ["RANK"] == "1":
+            time.sleep(0.5)
+        with joined(TWO) as those, those.explained():
+            if those.first:
+                raise UserError("no such column")
+            those.hear("folder")
+
+    assert in_two_processes(lambda: error_of(work)) == ["UserError: no such column", None]
+    assert capfd.readouterr().err == ""
+
+
 LAUNCHERS: dict[str, dict[str, str]] = {
     "torchrun": {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"},
     "srun": {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"},
