@@ -230,22 +230,26 @@ def _run_script(words: list[str]) -> str:
     return said.getvalue().rstrip("\n").rpartition("\n")[2]
 
 
-def peer(given: argparse.Namespace, script: str, *arguments: object) -> Any:
-    """The same by the peers' interpreter.
+def peer_process(given: argparse.Namespace, script: str, *arguments: object) -> Ended:
+    """What a script of ``benchmarks/sides``, run by the peers' interpreter, took as a whole.
 
     Raises:
         Missing: the interpreter has not what the script imports.
     """
     words = [given.peer_python, HERE / "sides" / f"{script}.py", given.clock, *arguments]
     try:
-        said = command(words, _threads(given))
+        return command(words, _threads(given))
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or "").strip().split("\n")
         if not lines[-1].startswith(("ModuleNotFoundError", "ImportError", "FileNotFoundError")):
             raise SystemExit(f"{script}: {error.stderr or error}") from None
         reason = f"{given.peer_python}: {lines[-1].partition(': ')[2]}; give --peer-python"
         raise Missing(reason) from None
-    return json.loads(said.out.rpartition("\n")[2])
+
+
+def peer(given: argparse.Namespace, script: str, *arguments: object) -> Any:
+    """What it says in its last line, in JSON. Raises as :func:`peer_process`."""
+    return json.loads(peer_process(given, script, *arguments).out.rpartition("\n")[2])
 
 
 def predicting(

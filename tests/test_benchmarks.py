@@ -25,7 +25,7 @@ FOLDER = ROOT / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 NAMES = importlib.import_module("measuring").names()
 sys.path.remove(str(FOLDER))
-SLOW = {"start", "sweeps"}  # they start processes that import everything anew
+SLOW = {"imdb", "start", "sweeps"}  # they start processes that import everything anew
 KEYS = {"benchmark", "settings", "cases", "ratios", "aims", "missing", "machine", "versions"}
 
 

@@ -116,6 +116,7 @@ class QuickEpochLoop(_TrainingEpochLoop):
             batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
         progress.increment_ready()
         logs.on_batch_start(batch)
+        logs._current_fx = None
         if self._call("on_train_batch_start", batch, batch_idx) == -1:
             progress.increment_by(0, is_last_batch=True)
             skipped, output = True, None
@@ -130,7 +131,7 @@ class QuickEpochLoop(_TrainingEpochLoop):
         if skipped:
             raise StopIteration
         self._call("on_train_batch_end", output, batch, batch_idx)
-        if self._results:  # something has been logged in this epoch
+        if logs._current_fx is not None:  # something has been logged since the batch began
             logs.on_batch_end()
         progress.increment_completed()
         if (self._batches_that_stepped + 1) % trainer.log_every_n_steps == 0 or trainer.should_stop:
