@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import re
 import shutil
@@ -212,6 +213,20 @@ def test_what_a_class_gives_its_base_itself_is_no_key():
     assert {*adapted.names} - {*table.names} == {"rank"}
     assert not channels.open
     assert not adapted.open
+
+
+def test_annotations_say_what_an_argument_must_be():
+    lstm = read_arguments("textbed.heads.recurrent.Recurrent").rules
+    assert lstm["hidden"].holds(3)
+    assert not lstm["hidden"].holds(True)
+    assert not lstm["hidden"].holds(None)
+    assert lstm["window"].holds(None)  # of the base, to which settings are handed on
+    assert lstm["weight_drop"].holds(0)
+    assert not {"cell", "readout"} & set(lstm)  # choices, which the class knows
+    powers = read_arguments("textbed.heads.pooling.PowerMean").rules["powers"]
+    assert powers.holds([1, 2.5, math.inf])
+    assert not powers.holds([1, "2"])
+    assert not powers.holds(1)
 
 
 @pytest.mark.parametrize(
@@ -559,6 +574,38 @@ MISTAKES = {
     "padding row": (["embedding.padding_idx=atuo"], ["embedding.padding_idx=atuo", "auto", "'auto'"]),
     "head's argument": (["head=gru", "head.hiden=3"], ["head.hiden=3", "Did you mean 'head.hidden'?"]),
     "head's argument, added": (["head=gru", "+head.hiden=3"], ["head.hiden=3", "'head.hidden'"]),
+    "width that is no number": (
+        ["head=gru", "head.hidden=abc"],
+        ["head.hidden=abc: expected a whole number."],
+    ),
+    "queries that are no whole number": (
+        ["head=self_attention", "head.queries=1.5"],
+        ["head.queries=1.5: expected a whole number."],
+    ),
+    "no is no false": (
+        ["head=gru", "head.bidirectional=no"],
+        ["head.bidirectional=no: expected true or false."],
+    ),
+    "share that is a word": (
+        ["head=gru", "head.dropout=high"],
+        ["head.dropout=high: expected a number."],
+    ),
+    "window that may be none": (
+        ["head=gru", "head.window=1.5"],
+        ["head.window=1.5: expected a whole number, or null."],
+    ),
+    "widths that are no list": (
+        ["head=cnn", "head.widths=3"],
+        ["head.widths=3: expected a list, of each entry a whole number."],
+    ),
+    "widths that are no numbers": (
+        ["head=cnn", "head.widths=[3,a]"],
+        ["head.widths=[3, 'a']: expected a list, of each entry a whole number."],
+    ),
+    "number of an optimizer": (
+        ["optimizer.weight_decay=little"],
+        ["optimizer.weight_decay=little: expected a number."],
+    ),
     "classes of a head": (["+head.num_classes=3"], ["head.num_classes=3", "leave it out"]),
     "layers that are no list": (["+head.dense=300"], ["head.dense=300", "a list, or null"]),
     "layer of no width": (["+head.dense=[300,0]"], ["head.dense=[300, 0]", "a list of widths, such as"]),

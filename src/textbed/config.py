@@ -322,6 +322,10 @@ def _check_arguments(place: str, node: Mapping[str, Any], arguments: Callable[[s
             raise wrong(f"{place}.{name}", value, "the program fills this argument in; leave it out.")
         if name not in takes.names and not takes.open:
             raise UserError(unknown_key(place, name, value, {*takes.names, *consumed} - supplied))
+        # The others have rules of their own, or values that the run fills in: "auto", "{step}".
+        rule = takes.rules.get(name) if place in ("head", "optimizer") else None
+        if rule is not None and not rule.holds(value):
+            raise wrong(f"{place}.{name}", value, f"expected {rule.expected()}.")
     # What the recipe gives to a front end depends on the data; what it gives to the others is in the table.
     left = takes.required - set(node) - supplied if place != "embedding" and not node.get("_partial_") else ()
     for name in sorted(left):

@@ -49,6 +49,7 @@ class Rule:
     finite: bool = True
     sources: tuple[str, ...] | None = None  # data only: the sources that read this key
     path: bool = False  # a file or folder: a leading ~ stands for the home folder
+    each: Rule | None = None  # of a list: what each of its entries must be
 
     def holds(self, value: Any) -> bool:
         """Whether ``value`` is allowed. True and False are no numbers; a whole number is a number."""
@@ -71,6 +72,8 @@ class Rule:
             )
         if isinstance(value, str) and self.choices is not None:
             return False
+        if isinstance(value, list) and self.each is not None and not all(map(self.each.holds, value)):
+            return False
         return isinstance(value, self.kinds)
 
     def expected(self) -> str:
@@ -90,6 +93,8 @@ class Rule:
         if int in self.kinds or float in self.kinds:
             number = "a number" if float in self.kinds else "a whole number"
             words.append(" ".join([number, " and ".join(bounds)]) if bounds else number)
+        if self.each is not None:
+            names[list] = f"a list, of each entry {self.each.expected()}"
         for kind in self.kinds:
             if kind in names and not (kind is str and self.choices):
                 words.append(names[kind])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,10 +17,14 @@ from inspect import Parameter, signature
 from pathlib import Path
 
 from textbed.errors import UserError, nearest
+from textbed.schema import Rule
 
 PACKAGE = "textbed"
 # Keys that Hydra's `instantiate` takes for itself.
 HYDRA_KEYS = frozenset({"_target_", "_args_", "_partial_", "_recursive_", "_convert_"})
+# Annotations that say what a config may give. Text is mostly one of a few choices, which the class knows.
+KINDS: dict[str, type] = {"int": int, "float": float, "bool": bool}
+LISTS = frozenset({"Sequence", "list"})
 # Bases whose own `__init__` takes nothing that a config could give.
 PLAIN_BASES = frozenset({"object", "ABC", "Module", "Callback", "LightningModule"})
 
@@ -35,6 +39,8 @@ class Arguments:
     """Those without a default."""
     open: bool = False
     """Whether any other name is taken too (``**kwargs`` that go who knows where), or it is not known."""
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    """What a value must be, of the names whose annotation is one of numbers, flags or lists of them."""
 
 
 def is_ours(target: str) -> bool:
@@ -168,6 +174,7 @@ def _of_class(module: str, node: ast.ClassDef) -> Arguments:
     # What the class itself gives to its base cannot be given once more.
     fixed = {given.arg for given in handed_on.keywords} if handed_on is not None else set()
     names, required, still_open = list(found.names), set(found.required), False
+    known = dict(found.rules)
     for base in node.bases:
         base_name = base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "")
         if base_name in PLAIN_BASES and not own:
@@ -178,9 +185,10 @@ def _of_class(module: str, node: ast.ClassDef) -> Arguments:
             continue
         still_open |= inherited.open
         names += [argument for argument in inherited.names if argument not in names and argument not in fixed]
+        known = {**inherited.rules, **known}
         # With an `__init__` of its own the class may well fill in what its base requires.
         required |= set() if own else inherited.required
-    return Arguments(tuple(names), frozenset(required), still_open)
+    return Arguments(tuple(names), frozenset(required), still_open, known)
 
 
 def _handed_on(init: ast.FunctionDef) -> ast.Call | None:
@@ -200,10 +208,37 @@ def _handed_on(init: ast.FunctionDef) -> ast.Call | None:
 
 
 def _of_function(node: ast.FunctionDef, method: bool) -> Arguments:
-    positional = [argument.arg for argument in node.args.posonlyargs + node.args.args]
-    defaults = len(node.args.defaults)
-    keyword = [argument.arg for argument in node.args.kwonlyargs]
-    required = set(positional[: len(positional) - defaults])
-    required |= {name for name, value in zip(keyword, node.args.kw_defaults, strict=True) if value is None}
-    names = (*positional, *keyword)[1 if method else 0 :]
-    return Arguments(names, frozenset(required & set(names)), node.args.kwarg is not None)
+    positional, keyword = node.args.posonlyargs + node.args.args, node.args.kwonlyargs
+    given = [None] * (len(positional) - len(node.args.defaults)) + node.args.defaults + node.args.kw_defaults
+    defaults = dict(zip((argument.arg for argument in positional + keyword), given, strict=True))
+    names = tuple(defaults)[1 if method else 0 :]
+    known = {
+        argument.arg: rule
+        for argument in positional + keyword
+        if (rule := _rule(argument.annotation, defaults[argument.arg])) is not None
+    }
+    required = frozenset(name for name in names if defaults[name] is None)
+    return Arguments(names, required, node.args.kwarg is not None, known)
+
+
+def _rule(annotation: ast.expr | None, default: ast.expr | None) -> Rule | None:
+    """What an annotation of numbers, flags or lists of them allows; None for any other."""
+    parts, kinds, each = [annotation], [], None
+    while parts:
+        part = parts.pop()
+        if isinstance(part, ast.BinOp) and isinstance(part.op, ast.BitOr):
+            parts += [part.right, part.left]
+        elif isinstance(part, ast.Name) and part.id in KINDS:
+            kinds.append(KINDS[part.id])
+        elif isinstance(part, ast.Constant) and part.value is None:
+            kinds.append(type(None))
+        elif isinstance(part, ast.Subscript) and getattr(part.value, "id", "") in LISTS:
+            each = _rule(part.slice, None)
+            if each is None:
+                return None
+            kinds.append(list)
+        else:
+            return None
+    if isinstance(default, ast.Constant) and default.value is None:
+        kinds.append(type(None))
+    return Rule(tuple(dict.fromkeys(kinds)), finite=False, each=each)
