@@ -88,9 +88,23 @@ def test_label_attention_against_one_document_at_a_time(window):
 
 
 def test_rows_of_zeros_have_no_direction_and_a_small_gradient():
-    table = Table(V, D, init="zeros")
-    LabelAttention(D, C, 3)(make_batch([4, 5]), table).sum().backward()
-    assert table.table.weight.grad.abs().max() < 10
+    """Beside others, since where all rows are zeros no weight of theirs matters."""
+    torch.manual_seed(0)
+    table, batch = Table(V, D, scale=1.0), make_batch([4, 5])
+    with torch.no_grad():
+        table.table.weight[batch.ids[1].long()] = 0
+    head = LabelAttention(D, C, 3)
+    torch.nn.init.constant_(head.bias, 5.0)  # so that the ReLU lets every gradient through
+    head(batch, table).sum().backward()
+    grads = table.table.weight.grad.norm(dim=1)
+    assert 10 < grads[batch.ids[1].long()] < 1e4
+
+
+def test_label_attention_to_a_token_alone_reads_nothing_of_nothing():
+    head, table = LabelAttention(D, C, 1), Table(V, D, scale=1.0)
+    values = head(make_batch([0, 0]), table)
+    assert torch.equal(values, torch.zeros(2, D))
+    values.sum().backward()
 
 
 @pytest.mark.parametrize(

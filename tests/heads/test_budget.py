@@ -130,6 +130,13 @@ def test_layers_change_nothing_below():
         assert torch.equal(ours, theirs)
 
 
+def test_layers_do_not_start_as_what_is_below_them():
+    head = build_head(config_of("attention", hidden=4, dense=[4]), D, 3, seed=0)
+    below, above = head.head.score[0].weight, head.layers[0].weight
+    assert below.shape == above.shape
+    assert not torch.equal(below, above)
+
+
 def test_the_same_width_starts_the_same():
     chosen = build_head(config_of("cnn", parameters=75 * 41), D, 3, seed=0)
     given = build_head(config_of("cnn", maps=41), D, 3, seed=0)

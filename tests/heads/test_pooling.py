@@ -139,6 +139,15 @@ def test_sums_in_half_precision_are_taken_in_float32(dtype):
         torch.testing.assert_close(values.float(), torch.full_like(values, 1.5).float(), rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize("head", [PowerMean(1, [2, 3, 7]), LogSumExp(1, 0.1)], ids=["power", "logsumexp"])
+def test_powers_of_rows_in_half_precision_are_taken_in_float32(head):
+    """What is left of the rows' own rounding is that of the result, to half a step of bfloat16's."""
+    batch, table = one_document(*torch.linspace(0.1, 1, 100).bfloat16().tolist())
+    exact = head(batch, table)
+    values = head(batch, table.bfloat16())
+    assert torch.equal(values, exact.bfloat16())
+
+
 @pytest.mark.parametrize(
     ("head", "expected"),
     [

@@ -196,6 +196,39 @@ def test_variational_dropout_drops_the_same_columns_all_through_a_document(varia
 
 
 @pytest.mark.parametrize("variational", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"layer_norm": True, "residual": True}, {"window": 3}], ids=str)
+def test_dropout_between_layers_by_the_same_random_numbers(settings, variational):
+    """Of what each layer but the first reads, after its norm; what is added to the result is not dropped.
+
+    A document's mask holds in all its windows.
+    """
+    head = make_head("gru", layers=3, dropout=0.4, variational=variational, readout="max", **settings)
+    table, batch = Table(V, D, padding_idx=0, scale=1.0), make_batch([5, 0, 2])
+    torch.manual_seed(3)
+    ours = head(batch, table)
+    torch.manual_seed(3)
+    pieces = windows(batch, head.window, head.window).texts if head.window else batch
+    order = Packed.of(pieces)
+    states = None
+    for number, layer in enumerate(head.layers):
+        values = table(batch) if states is None else states
+        if number:
+            values = head.norms[number - 1](states) if settings.get("layer_norm") else states
+            if variational:
+                values = values * F.dropout(torch.ones(3, 4), 0.4)[batch.documents]
+            else:
+                mask = torch.empty_like(values)
+                mask[order.tokens] = F.dropout(torch.ones_like(values), 0.4)
+                values = values * mask
+        parts = values.split(pieces.lengths.tolist())
+        read = torch.cat([layer(part)[0] for part in parts if len(part)])
+        states = states + read if number and settings.get("residual") else read
+    tops = [part.amax(0) for part in states.split(pieces.lengths.tolist()) if len(part)]
+    first = (tops[0] + tops[1]) / 2 if head.window else tops[0]
+    torch.testing.assert_close(ours, torch.stack([first, torch.zeros(4), tops[-1]]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("variational", [False, True])
 def test_input_dropout_by_the_same_random_numbers(variational):
     head = make_head("gru", input_dropout=0.3, variational=variational)
     table, batch = Table(V, D, padding_idx=0, scale=1.0), make_batch([3, 0, 2])

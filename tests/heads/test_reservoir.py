@@ -12,10 +12,16 @@ from textbed.errors import UserError
 from textbed.heads import reservoir
 from textbed.heads.reservoir import EchoState, spectral_radius
 
+SETTINGS = [
+    {"readout": "max", "bidirectional": True},
+    {"layers": 2, "window": 4},
+    {"truncate": 3, "readout": "mean"},
+]
+
 
 @pytest.mark.parametrize("activation", FUNCTIONS)
 @pytest.mark.parametrize("leak", [1.0, 0.4])
-@pytest.mark.parametrize("settings", [{"readout": "max", "bidirectional": True}, {"layers": 2, "window": 4}])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_values_and_what_the_table_gets(activation, leak, settings):
     torch.manual_seed(0)
     head = EchoState(D, 6, activation=activation, leak=leak, input_scale=1.0, **settings)
@@ -52,6 +58,13 @@ def test_spectral_radius(size, monkeypatch):
     assert spectral_radius(matrix) == pytest.approx(expected, rel=1e-3)
     monkeypatch.setattr(reservoir, "_EXACT", 0)
     assert spectral_radius(matrix) == pytest.approx(expected, rel=1e-3)
+
+
+def test_finding_a_radius_draws_nothing_of_what_follows():
+    matrix = torch.randn(300, 300)
+    before = torch.get_rng_state()
+    spectral_radius(matrix)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_matrix_that_is_reached_in_a_few_steps():
