@@ -17,7 +17,7 @@ from inspect import Parameter, signature
 from pathlib import Path
 
 from textbed.errors import UserError, nearest
-from textbed.schema import Rule
+from textbed.rules import Rule
 
 PACKAGE = "textbed"
 # Keys that Hydra's `instantiate` takes for itself.
