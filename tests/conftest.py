@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -16,6 +20,19 @@ import textbed.schema  # noqa: F401  the schema must be registered before anythi
 from textbed.runs.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
+
+# The same examples each time; others with --hypothesis-profile=default --hypothesis-seed=NUMBER.
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.load_profile("fixed")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws hangs neither on the tests before it nor on chance."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture

@@ -73,14 +73,14 @@ def in_two_processes(function: Callable[[], Any], launcher: str = "torchrun", **
     import torch
     from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
-    port = find_free_network_port()
-    ours = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    if launcher == "torchrun":
-        store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
-        assert store.port == port  # torchrun itself holds it
-        ours |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": "2"}
+    ours = {"MASTER_ADDR": "127.0.0.1"}
+    if launcher == "torchrun":  # which holds the store itself
+        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        ours |= {"MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
+        ours |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True"}
         numbered = ("RANK", "LOCAL_RANK")
     else:
+        ours |= {"MASTER_PORT": str(find_free_network_port())}
         ours |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "SLURM_JOB_ID": "1"}
         numbered = ("SLURM_PROCID", "SLURM_LOCALID")
 
@@ -100,7 +100,7 @@ def in_two_processes(function: Callable[[], Any], launcher: str = "torchrun", **
         found = []
         for taken, _ in ends:
             with contextlib.suppress(EOFError):
-                assert taken.poll(120), "a process hangs"
+                assert taken.poll(300), "a process hangs"
                 found.append(taken.recv())
                 continue
             found.append(None)

@@ -30,7 +30,14 @@ KEYS = {"benchmark", "settings", "cases", "ratios", "aims", "missing", "machine"
 
 
 def run(name: str, arguments: list[str], folder: Path) -> None:
-    """In a process of its own, which has imported what this one has."""
+    """In a process of its own, which has imported what this one has.
+
+    On one thread: of the pools of threads that torch and tokenizers made here, a fork has but the record, and
+    waits for them without end.
+    """
+    import torch
+
+    torch.set_num_threads(1)
     os.chdir(folder)
     for number, stream in ((1, "out.txt"), (2, "err.txt")):
         os.dup2(os.open(folder / stream, os.O_WRONLY | os.O_CREAT), number)
@@ -57,7 +64,7 @@ def result(name: str, folder: Path, *arguments: str) -> dict[str, Any]:
     import torch._dynamo  # noqa: F401  by torch's first optimizer: here once, not in each process
 
     process = multiprocessing.get_context("fork").Process(
-        target=run, args=(name, ["--tiny", *arguments], folder)
+        target=run, args=(name, ["--tiny", "--threads", "1", *arguments], folder)
     )
     process.start()
     process.join()

@@ -792,7 +792,7 @@ def run_train(
         if name not in ("HYDRA_FULL_ERROR", "TEXTBED_MIRROR")
     }
     return subprocess.run(
-        [*program, *arguments], cwd=cwd, env=kept | environment, capture_output=True, text=True, timeout=120
+        [*program, *arguments], cwd=cwd, env=kept | environment, capture_output=True, text=True, timeout=600
     )
 
 

@@ -253,7 +253,7 @@ def command_line(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         env={**mine, "HOME": str(runs.folder / "home"), **(env or {})},
     )
 

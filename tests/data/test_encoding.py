@@ -2,12 +2,14 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -390,37 +392,35 @@ def test_what_a_killed_process_left_is_cleared_in_time(tmp_path) -> None:
     assert left == ["x.tmp-new"]
 
 
-RACER = """
-import sys, time
-import numpy as np
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_encoding import FakeSplit
-from textbed.data.encoding import encode
+def race(folder: Path, name: str, to) -> None:
+    class Slow(FakeSplit):
+        def texts(self, column: int = 0):
+            (folder / name).touch()
+            while not all((folder / each).exists() for each in "ab"):
+                time.sleep(0.005)
+            yield from super().texts(column)
 
-class Slow(FakeSplit):
-    def texts(self, column=0):
-        Path(sys.argv[1], sys.argv[2]).touch()
-        while not all(Path(sys.argv[1], name).exists() for name in "ab"):
-            time.sleep(0.005)
-        yield from super().texts(column)
-
-texts = [f"a{{i % 7}} b" for i in range(50)]
-rows = np.arange(50)
-tokenizer, columns = encode({{"kind": "words"}}, {{"x": Slow(texts)}}, 1, ("x", rows), Path(sys.argv[1], "c"))
-print(tokenizer.tokens, columns["x"][0].gather(rows)[0].tolist())
-"""
+    rows, texts = np.arange(50), [f"a{i % 7} b" for i in range(50)]
+    tokenizer, columns = encode({"kind": "words"}, {"x": Slow(texts)}, 1, ("x", rows), folder / "c")
+    to.send((tokenizer.tokens, columns["x"][0].gather(rows)[0].tolist()))
 
 
 def test_two_processes_that_start_together(tmp_path) -> None:
-    code = RACER.format(tests=os.path.dirname(__file__))
+    fork = multiprocessing.get_context("fork")
+    ends = [fork.Pipe(duplex=False) for _ in "ab"]
     racers = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], stdout=subprocess.PIPE, text=True)
-        for name in "ab"
+        fork.Process(target=race, args=(tmp_path, name, given))
+        for name, (_, given) in zip("ab", ends, strict=True)
     ]
-    outputs = [racer.communicate(timeout=60)[0] for racer in racers]
-    assert [racer.returncode for racer in racers] == [0, 0]
-    assert outputs[0] == outputs[1] != ""
+    for racer in racers:
+        racer.start()
+    assert all(taken.poll(300) for taken, _ in ends), "a process hangs"
+    one, other = (taken.recv() for taken, _ in ends)
+    for racer in racers:
+        racer.join()
+    assert [racer.exitcode for racer in racers] == [0, 0]
+    assert one == other
+    assert len(one[1]) == 100
     only_folder(tmp_path / "c")
 
 

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -618,11 +617,19 @@ def test_a_mirror_is_looked_at_by_name_and_hub_id(tmp_path, read):
 
 
 def test_an_unreachable_hub_says_how_to_mirror(tmp_path, read, monkeypatch):
+    """At once: nothing is asked of a network, where each library would try again and again."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(hub, "reachable", lambda: False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "none")
     write_parquet(tmp_path / "mirror/imdb/train.parquet", {"text": ["a", "b"], "label": [1, 0]})
-    start = time.perf_counter()
+    asked = []
+
+    def connect(*address):
+        asked.append(address)
+        raise OSError("there is no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    monkeypatch.setattr(socket.socket, "connect", connect)
     refused(
         lambda: read(
             "hub", name="idmb", hub_id="stanfordnlp/imdb", config="plain", mirror=str(tmp_path / "mirror")
@@ -633,7 +640,7 @@ def test_an_unreachable_hub_says_how_to_mirror(tmp_path, read, monkeypatch):
         "data.mirror=DIR",
         "TEXTBED_MIRROR",
     )
-    assert time.perf_counter() - start < 5
+    assert asked == []
     assert not datasets.config.HF_HUB_OFFLINE  # as it was
 
 
@@ -655,9 +662,7 @@ def test_a_hub_that_accepts_and_says_nothing_counts_as_unreachable(monkeypatch):
     constants = pytest.importorskip("huggingface_hub").constants
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        start = time.perf_counter()
         assert not hub.reachable(0.3)
-        assert time.perf_counter() - start < 3
 
 
 def test_a_hub_that_answers_is_reachable(monkeypatch):

@@ -253,7 +253,7 @@ def http(status: str) -> bytes:
 
 def test_no_server_is_waited_for(server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
     assert module.WAIT_SECONDS == 5
-    monkeypatch.setattr(module, "WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(module, "WAIT_SECONDS", 60.0)
     for status in ("200 OK", "404 Not Found", "500 Internal Server Error"):
         assert module.cannot_reach(server(http(status)).url) is None
     refusing = server(http("401 Unauthorized")).url
@@ -262,10 +262,10 @@ def test_no_server_is_waited_for(server: Callable[..., Server], monkeypatch: pyt
         == "127.0.0.1 does not accept the key (HTTP 401)"
     )
     assert module.cannot_reach(refusing) is None  # it was given no key
-    start = time.perf_counter()
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.5)
     for answer in (None, b"HTTP/1.1 200 OK\r\nA-line-without-end"):  # silent, or never done
         assert module.cannot_reach(server(answer).url) == "127.0.0.1 does not answer within 0.5 s"
-    assert time.perf_counter() - start < 2
+    monkeypatch.setattr(module, "WAIT_SECONDS", 60.0)
 
     with socket.socket() as taken:  # bound, not listening: it refuses
         taken.bind(("127.0.0.1", 0))
@@ -281,14 +281,16 @@ def test_no_server_is_waited_for(server: Callable[..., Server], monkeypatch: pyt
         "nowhere.invalid cannot be reached ([Errno -2] Name or service not known)"
     )
 
+    over = threading.Event()
+
     def slow(*_: Any, **__: Any) -> Any:  # it has no time limit
-        time.sleep(60)
+        over.wait()
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    start = time.perf_counter()
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.5)
     assert module.cannot_reach("https://nowhere.invalid") == "nowhere.invalid does not answer within 0.5 s"
-    assert time.perf_counter() - start < 1
+    over.set()
 
 
 def test_wandb_falls_back_where_its_server_is_silent(
@@ -305,6 +307,7 @@ def test_wandb_falls_back_where_its_server_is_silent(
     assert logger._wandb_init["mode"] == "offline"
     line = "wandb: 127.0.0.1 does not answer within 0.5 s; this run is logged offline\n"
     assert capfd.readouterr().err == line
+    monkeypatch.setattr(module, "WAIT_SECONDS", 60.0)
     refusing = server(http("403 Forbidden"))
     monkeypatch.setenv("WANDB_BASE_URL", refusing.url)
     assert module.cannot_reach_wandb() == "127.0.0.1 does not accept the key (HTTP 403)"
@@ -322,11 +325,9 @@ def test_wandb_falls_back_where_its_server_falls_silent(
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", server(http("200 OK"), once=True).url)
     monkeypatch.setattr(module, "WAIT_SECONDS", 2.0)
-    start = time.perf_counter()
     loggers = make_loggers(entries("wandb", wandb={"mode": "online"}), run)
     for logger in loggers:
         logger.log_metrics({"val/accuracy": 0.5}, step=3)
-    assert time.perf_counter() - start < 10  # 2 s for the server, the rest for two starts of wandb's process
     (line,) = finish_loggers(loggers)
     assert line == f"wandb: logged offline; to upload: wandb sync {part_of(run)}"
     assert summary_of(part_of(run))["summary"]["val/accuracy"] == 0.5
@@ -335,7 +336,7 @@ def test_wandb_falls_back_where_its_server_falls_silent(
     wandb.teardown()
 
 
-def test_wandb_whose_server_is_gone_at_the_end(run: RunFolder) -> None:
+def test_wandb_whose_server_is_gone_at_the_end(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     (_, logger) = make_loggers(entries("wandb"), run)
     assert isinstance(logger, Wandb)
     part = run.path / "wandb" / f"run-20300101_000000-{run.id}"
@@ -351,8 +352,10 @@ def test_wandb_whose_server_is_gone_at_the_end(run: RunFolder) -> None:
     line = f"wandb: the server did not take all within 5 s; to upload the rest: wandb sync {part}"
     assert finish_loggers([logger], {"test/accuracy": 0.5}) == [line]
     assert Gone.summary == {"test/accuracy": 0.5}
-    settings = module._online_settings(time.perf_counter() - 3)
-    assert 1.5 < settings["init_timeout"] <= 2
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "perf_counter", lambda: 103.0)
+        settings = module._online_settings(100.0)
+    assert settings["init_timeout"] == 2
     assert (settings["finish_timeout"], settings["finish_timeout_raises"]) == (5, True)
 
 
@@ -526,7 +529,7 @@ def test_tensorboard_shows_it(run: RunFolder, picture: Path) -> None:
     with serving(*program, "--logdir", str(run.path.parent), path="/data/environment") as url:
         name = f"{run.id}/tensorboard"
         wanted = urllib.parse.urlencode({"run": name, "tag": "val/loss"})
-        for _ in range(100):  # it reads the files after it has begun to answer
+        for _ in range(600):  # it reads the files after it has begun to answer
             tags = ask(f"{url}{data}/scalars/tags")
             if "val/loss" in tags.get(name, {}):
                 break

@@ -1,8 +1,9 @@
 """Stands in for train.py: leaves a run folder within milliseconds, or fails as it is told to.
 
 ``x=0.3`` is the best that it can be given; ``do=`` says what becomes of it, ``epochs=`` and ``pause=``
-(seconds for each) how long it takes; one whose ``x`` is that of ``holds=`` waits before its fifth epoch to be
-told to end. Every start is a line in ``calls.txt`` beside the runs.
+(seconds for each) how long it takes. With ``holds=x=1,2`` those with one of these ``x`` wait before their
+fifth epoch to be told to end, with ``meets=2`` each waits until two have begun. Every start is a line in
+``calls.txt`` beside the runs.
 """
 
 import fcntl
@@ -23,6 +24,8 @@ else:
 do, epochs, pause = given.get("do", "fine"), int(given.get("epochs", 1)), float(given.get("pause", 0))
 with open(Path(given["paths.runs"]) / "calls.txt", "a") as calls:
     calls.write(json.dumps({"given": sys.argv[1:], "device": os.environ.get("CUDA_VISIBLE_DEVICES")}) + "\n")
+while len(Path(given["paths.runs"], "calls.txt").read_text().splitlines()) < int(given.get("meets", 0)):
+    time.sleep(0.01)
 if do == "mistake":
     print("error: x=: expected a number.", file=sys.stderr)
     sys.exit(1)
@@ -62,13 +65,14 @@ def interrupted(*_: object) -> None:
 signal.signal(signal.SIGTERM, signal.SIG_IGN if do == "hang" else interrupted)
 best = 1 - (float(given.get("x", 0.3)) - 0.3) ** 2 + int(given.get("seed", "0")) / 1000
 record = run / "metrics.jsonl"
+key, _, value = given.get("holds", "holds=never").partition("=")
 done = len(record.read_text().splitlines()) if record.exists() else 0
 for epoch in range(done, epochs):
     if do == "once" and "resume" not in given:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(pause)
-    if epoch == 4 and "holds" in given and given["holds"] == given["x"]:
-        time.sleep(60)
+    if epoch == 4 and "resume" not in given and given.get(key) in value.split(","):
+        time.sleep(600)
     with record.open("a") as file:
         file.write(json.dumps({"epoch": epoch, "val/accuracy": best * (epoch + 1) / epochs}) + "\n")
 if do == "raise":
@@ -83,7 +87,7 @@ if do == "memory":
     end("failed", "OutOfMemoryError")
     raise MemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 if do == "hang":
-    time.sleep(60)
+    time.sleep(600)
 figures = {"val/accuracy": best, "seconds/fit": float(given.get("x", 0.3))}
 if given.get("test") != "false":
     figures["test/accuracy"] = best - 0.1

@@ -99,7 +99,7 @@ def test_what_falls_behind_is_pruned_and_can_be_resumed_by_hand(
     monkeypatch.setattr("textbed.sweeps.trial._WATCH_SECONDS", 0.02)
     monkeypatch.setattr("textbed.sweeps.worker._LOOK_SECONDS", 0.02)
     settings = {"sampler": "grid", "pruner": "median", "startup_trials": 2}
-    fixed = ("epochs=10", "holds=1.0")
+    fixed = ("epochs=10", "holds=x=1.0")
     sweep, heard = run(plan(tmp_path, choice("x", 0.3, 0.4, 1.0, 0.35), fixed=fixed, **settings), tmp_path, 1)
     found = rows(sweep)
     assert [row.status for row in found] == ["finished", "finished", "pruned", "finished"]

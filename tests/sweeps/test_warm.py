@@ -147,7 +147,7 @@ def test_children_end_with_the_warm_process_and_it_is_started_anew(tmp_path: Pat
     warm._forking.process.wait()
     assert not warm.is_ready()  # another is started, which knows nothing of the child
     assert code_of(child) == -signal.SIGTERM
-    for _ in range(100):
+    for _ in range(1200):
         try:
             os.kill(child.pid, 0)
         except ProcessLookupError:

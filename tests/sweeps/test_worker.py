@@ -93,12 +93,15 @@ def test_a_trial_that_hangs_is_ended_and_killed(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("textbed.sweeps.trial.GRACE_SECONDS", 0.2)
     monkeypatch.setattr("textbed.sweeps.trial._WATCH_SECONDS", 0.05)
     monkeypatch.setattr("textbed.sweeps.worker._LOOK_SECONDS", 0.05)
-    began = time.monotonic()
-    sweep, _ = run(plan(tmp_path, choice("do", "hang", "fine"), trial_minutes=0.05), tmp_path, 1)
-    assert time.monotonic() - began < 30
+
+    def seconds(trial: Trial) -> float:
+        return 121.0 if "do=hang" in trial.words and (trial.link / "metrics.jsonl").exists() else 1.0
+
+    monkeypatch.setattr(Trial, "seconds", property(seconds))
+    sweep, _ = run(plan(tmp_path, choice("do", "hang", "fine"), trial_minutes=2), tmp_path, 1)
     hung, fine = rows(sweep)
     assert (hung.status, fine.status) == ("timeout", "finished")
-    assert hung.error == "not done after 0.05 minutes"
+    assert hung.error == "not done after 2 minutes"
 
 
 def test_what_failed_is_tried_again_as_often_as_told_and_every_failure_is_kept(tmp_path: Path) -> None:
@@ -195,7 +198,7 @@ class Interrupting(Quiet):
 
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    what = plan(tmp_path, choice("seed", 0, 1, 2), fixed=("epochs=20", "pause=0.05"))
+    what = plan(tmp_path, choice("seed", 0, 1, 2), fixed=("epochs=20", "holds=seed=0,1"))
     sweep = SweepFolder.create(tmp_path / "sweep", what)
     begin(sweep)
     with pytest.raises(KeyboardInterrupt):
@@ -208,7 +211,8 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> No
     assert [row.status for row in found] == ["finished"] * 3
     assert [row.values[0] for row in found] == pytest.approx([1.0, 1.001, 1.002])
     given = [one["given"] for one in calls(tmp_path)]
-    assert sorted(one[0] for one in given[2:4]) == sorted(f"resume={path}" for path in half)
+    again = sorted(one[0] for one in given[2:] if one[0].startswith("resume="))
+    assert again == sorted(f"resume={path}" for path in half)
     assert len(given) == 5
     for path in half:  # gone on with, not begun anew
         assert len((path / "metrics.jsonl").read_text().splitlines()) == 20
@@ -299,7 +303,7 @@ def test_the_trial_of_a_worker_that_is_killed_is_taken_up_by_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("textbed.sweeps.worker._LOST_SECONDS", 0.1)
-    what = plan(tmp_path, choice("seed", 0, 1), fixed=("epochs=40", "pause=0.05"))
+    what = plan(tmp_path, choice("seed", 0, 1), fixed=("epochs=40", "holds=seed=0"))
     sweep = SweepFolder.create(tmp_path / "sweep", what)
     begin(sweep)
     other = other_worker(sweep)
@@ -325,14 +329,12 @@ def test_the_trial_of_a_worker_that_is_killed_is_taken_up_by_another(
 
 
 def test_two_workers_share_trials_and_none_is_run_twice(tmp_path: Path) -> None:
-    what = plan(tmp_path, choice("seed", *range(16)))
+    what = plan(tmp_path, choice("seed", *range(16)), fixed=("meets=2",))
     sweep = SweepFolder.create(tmp_path / "sweep", what)
     begin(sweep)
     other = other_worker(sweep)
-    while not any((sweep.path / "workers").iterdir()):
-        time.sleep(0.01)
     Worker(sweep, slots(1), Quiet()).run()
-    assert other.wait(30) == 0
+    assert other.wait(300) == 0
     found = rows(sweep)
     assert [row.status for row in found] == ["finished"] * 16
     assert len({row.start["worker"] for row in found}) == 2
