@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
 import random
@@ -25,13 +24,6 @@ ROOT = Path(__file__).parent.parent
 # The same examples each time; others with --hypothesis-profile=default --hypothesis-seed=NUMBER.
 hypothesis.settings.register_profile("fixed", derandomize=True)
 hypothesis.settings.load_profile("fixed")
-
-
-def pytest_collection_finish() -> None:
-    """What was imported stays. Else every full garbage collection looks through all of it, and statsmodels
-    asks for one at each correction of p-values."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
