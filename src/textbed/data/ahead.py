@@ -40,15 +40,9 @@ def _pays(cfg: DictConfig) -> bool:
 
 
 def _fill_cache(cfg: DictConfig) -> None:
-    from textbed.data import encoding, sources, splits
+    from textbed.data.preparation import prepare
 
-    cache = Path(cfg.paths.cache)
-    corpus = sources.load(cfg.data, cache)
-    parts = splits.make_splits(corpus, cfg.data)
-    used = {rows.split for rows in parts.values()}
-    texts = {name: split for name, split in corpus.splits.items() if name in used}
-    train = (parts["train"].split, parts["train"].rows)
-    encoding.encode(cfg.tokenizer, texts, corpus.columns, train, cache)
+    prepare(cfg.data, cfg.tokenizer, Path(cfg.paths.cache))
     _marker(cfg).parent.mkdir(parents=True, exist_ok=True)
     _marker(cfg).touch()
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from textbed.data import encoding, sources, splits
+from textbed.data import encoding
 from textbed.data.loading import (
     BucketedBatches,
     OrderedBatches,
@@ -22,6 +22,7 @@ from textbed.data.loading import (
     WithoutTokens,
     make_loader,
 )
+from textbed.data.preparation import prepare
 from textbed.data.shuffling import shuffle_key
 from textbed.data.words import WordTokenizer
 
@@ -56,17 +57,7 @@ class TextDataModule(pl.LightningDataModule):
         """Read, split, tokenize and encode; what has been encoded before comes from the cache."""
         if self.sets:
             return
-        self.corpus = sources.load(self.data, self.cache)
-        self.splits = splits.make_splits(self.corpus, self.data)
-        train = self.splits["train"]
-        used = {rows.split for rows in self.splits.values()}
-        self._of_training = encoding.encode(
-            self.tokenizer_settings,
-            {name: split for name, split in self.corpus.splits.items() if name in used},
-            self.corpus.columns,
-            (train.split, train.rows),
-            self.cache,
-        )
+        self.corpus, self.splits, self._of_training = prepare(self.data, self.tokenizer_settings, self.cache)
         self._use(self._of_training)
 
     def _use(self, encoded: encoding.Encoded) -> None:
