@@ -10,20 +10,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import os
-import secrets
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from textbed.errors import UserError
+from textbed.sweeps.presence import BEAT_SECONDS, SignOfLife
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from sqlalchemy import Connection
 
-BEAT_SECONDS = 10.0
 LOST_SECONDS = 30.0
 _KEEPALIVE = {"tcp_keepalives_idle": 30, "tcp_keepalives_interval": 10, "tcp_keepalives_count": 6}
 """By these the server finds within 90 s that a machine is gone; most systems take two hours."""
@@ -147,7 +144,7 @@ class Database:
             ) from error
 
 
-class DatabasePresence:
+class DatabasePresence(SignOfLife):
     """A worker's sign of life: a lock that it holds while it is connected, and when it was last heard of.
 
     It is taken for dead when the lock is free and nothing was heard of it for ``LOST_SECONDS``, in the
@@ -155,8 +152,7 @@ class DatabasePresence:
     """
 
     def __init__(self, url: str) -> None:
-        self.host = socket.gethostname()
-        self.id = f"{self.host}-{os.getpid()}-{secrets.token_hex(3)}"
+        super().__init__()
         self._session = _Session(url)
         self._next = self._last = time.monotonic()
 
@@ -174,7 +170,6 @@ class DatabasePresence:
         self._session.close()
 
     def beat(self) -> bool:
-        """Be heard of; False where it was not for so long that it may have been taken for dead."""
         if time.monotonic() < self._next:
             return True
         self._connect()
@@ -200,10 +195,7 @@ class DatabasePresence:
         )
         self._last, self._next = before, before + BEAT_SECONDS
 
-    def is_alive(self, worker: str) -> bool:
-        """Whether another worker is."""
-        if worker in (self.id, ""):  # it died before it said who it was
-            return bool(worker)
+    def _is_heard_of(self, worker: str) -> bool:
         self._connect()
         key = f"worker {worker}"
         if not self._session.try_to_take(key):

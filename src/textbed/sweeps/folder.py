@@ -20,8 +20,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import secrets
-import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -33,7 +31,8 @@ import yaml
 
 from textbed.errors import UserError, nearest
 from textbed.runs.folder import now, write_text, writing
-from textbed.sweeps.database import BEAT_SECONDS, Database, DatabasePresence
+from textbed.sweeps.database import Database
+from textbed.sweeps.presence import BEAT_SECONDS, SignOfLife, host_of
 from textbed.sweeps.space import Dimension, Space
 
 if TYPE_CHECKING:
@@ -231,7 +230,7 @@ class SweepFolder:
             settings = {**self.plan.settings, "storage": None}  # how it is reached, each says himself
             self.database.keep_plan(dataclasses.replace(self.plan, settings=settings).plain())
 
-    def presence(self) -> Presence | DatabasePresence:
+    def presence(self) -> SignOfLife:
         """A worker's sign of life, a context."""
         return Presence(self) if self.database is None else self.database.presence()
 
@@ -318,12 +317,11 @@ class FileLock:
             self._file = None
 
 
-class Presence:
+class Presence(SignOfLife):
     """A worker's sign of life: a file that it holds a lock on and touches now and then."""
 
     def __init__(self, folder: SweepFolder) -> None:
-        self.host = socket.gethostname()
-        self.id = f"{self.host}-{os.getpid()}-{secrets.token_hex(3)}"
+        super().__init__()
         self._places = folder.path / "workers"
         self._places.mkdir(exist_ok=True)
         self._lock = FileLock(self._places / self.id)
@@ -339,7 +337,6 @@ class Presence:
         self._lock.path.unlink(missing_ok=True)
 
     def beat(self) -> bool:
-        """Be heard of; False where it was not for so long that it may have been taken for dead."""
         now = time.monotonic()
         in_time = now - self._next < LOST_SECONDS - BEAT_SECONDS or self._next == 0.0
         if now >= self._next:
@@ -347,16 +344,13 @@ class Presence:
             self._next = now + BEAT_SECONDS
         return in_time
 
-    def is_alive(self, worker: str) -> bool:
-        """Whether another worker is, as far as can be told from here."""
-        if worker in (self.id, ""):  # it died before it said who it was
-            return bool(worker)
+    def _is_heard_of(self, worker: str) -> bool:
         path = self._places / worker
         try:
             seen = path.stat().st_mtime
         except FileNotFoundError:  # it left
             return False
-        if worker.rsplit("-", 2)[0] != self.host:
+        if host_of(worker) != host_of(self.id):
             # both times are the file server's, so that clocks need not agree
             return self._lock.path.stat().st_mtime - seen < LOST_SECONDS
         lock = FileLock(path)

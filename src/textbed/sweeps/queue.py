@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from textbed.runs.comparison import is_lower_better
 from textbed.runs.folder import now
 from textbed.runs.registry import REPEATS
-from textbed.sweeps.database import DatabasePresence
-from textbed.sweeps.folder import Presence, SweepFolder
+from textbed.sweeps.folder import SweepFolder
+from textbed.sweeps.presence import SignOfLife, host_of
 from textbed.sweeps.space import Space, name_of, overrides, points, size, suggest
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Row:
     @property
     def host(self) -> str:
         """Where it ran last."""
-        return str(self.start.get("worker", "")).rsplit("-", 2)[0]
+        return host_of(self.start.get("worker", ""))
 
     @property
     def failed(self) -> bool:
@@ -186,13 +186,13 @@ class Queue:
             for row in self.rows():
                 if not row.failed or len(row.failures) >= self.settings["retries"]:
                     continue
-                failure = {"outcome": row.status, "error": row.error, "last_lines": row.last_lines}
                 attempt = row.start.get("attempt", 1)
+                failure = _failure(attempt, row.status, row.error, row.last_lines)
                 self.study.enqueue_trial(
                     self._now(row.number).params,
                     user_attrs={
                         "point": row.point,
-                        "failures": [*row.failures, {**failure, "attempt": attempt}],
+                        "failures": [*row.failures, failure],
                         "start": {"attempt": attempt},
                         _INSTEAD_OF: row.number,
                     },
@@ -204,7 +204,7 @@ class Queue:
 
     # -- taking out ------------------------------------------------------------------------------------------
 
-    def claim(self, worker: Presence | DatabasePresence, device: str) -> Job | None:
+    def claim(self, worker: SignOfLife, device: str) -> Job | None:
         """The next trial, now this worker's; None where there is none at present."""
         with self.folder.lock():
             while True:
@@ -335,8 +335,7 @@ class Queue:
         with self.folder.lock():
             if not self.is_mine(job):
                 return False
-            failure = {"outcome": ending.outcome, "error": ending.error, "last_lines": ending.last_lines}
-            job.failures.append({**failure, "attempt": job.attempt})
+            job.failures.append(_failure(job.attempt, ending.outcome, ending.error, ending.last_lines))
             job.trial.set_user_attr("failures", job.failures)
             job.attempt += 1
             self.begin(job, worker, device)
@@ -357,7 +356,7 @@ class Queue:
             if self.is_mine(job):
                 self._wait_again(job.number)
 
-    def take_back(self, worker: Presence | DatabasePresence, is_busy: Callable[[int], bool]) -> list[int]:
+    def take_back(self, worker: SignOfLife, is_busy: Callable[[int], bool]) -> list[int]:
         """Let trials of workers that are dead wait again.
 
         Args:
@@ -391,10 +390,7 @@ class Queue:
         return taken
 
     def _is_lost(
-        self,
-        trial: optuna.trial.FrozenTrial,
-        worker: Presence | DatabasePresence,
-        is_busy: Callable[[int], bool],
+        self, trial: optuna.trial.FrozenTrial, worker: SignOfLife, is_busy: Callable[[int], bool]
     ) -> bool:
         owner = trial.user_attrs.get("start", {}).get("worker", "")
         return not worker.is_alive(owner) and not is_busy(trial.number)
@@ -444,6 +440,11 @@ class Queue:
         found = [Best(dict(point), fmean(values), len(values)) for point, values in groups.items()]
         sign = 1 if is_lower_better(self.folder.plan.objectives[0]) else -1
         return min(found, key=lambda one: sign * one.value, default=None)
+
+
+def _failure(attempt: int, outcome: str, error: str | None, last_lines: str) -> dict[str, Any]:
+    """How an attempt failed, as it is kept with its trial."""
+    return {"outcome": outcome, "error": error, "last_lines": last_lines, "attempt": attempt}
 
 
 def _sampler(settings: Mapping[str, Any], number: int) -> optuna.samplers.BaseSampler:

@@ -147,7 +147,7 @@ def _lines(folder: SweepFolder, there: Sequence[Queue]) -> list[str]:
     if elsewhere:
         where = ", ".join(f"{count} on {host}" for host, count in sorted(elsewhere.items()))
         lines.append(f"run folders that are not here, and not in the comparison: {where}")
-    best = there[0].best()
+    best = there[0].best(rows)
     if best is None:
         return lines
     over = f", the mean over {best.runs} runs" if best.runs > 1 else ""
