@@ -168,12 +168,3 @@ def write_mirror(folder: Path, sizes: dict[str, dict[str, int]]) -> Path:
         for number, (split, count) in enumerate(splits.items()):
             write(folder / name / f"{split}.parquet", count, number, maker)
     return folder
-
-
-def fasttext_line(text: str, label: int | None = None) -> str:
-    """A text as fastText's own examples prepare it: signs apart, lower case, on one line."""
-    text = text.replace("<br />", " ")
-    for sign in ".!?,'/()\"":
-        text = text.replace(sign, f" {sign} ")
-    line = " ".join(text.lower().split())
-    return line if label is None else f"__label__{label} {line}"

@@ -19,6 +19,7 @@ import documents
 import numpy as np
 import pyarrow as pa
 import trained
+from fasttext_lines import fasttext_line
 from measuring import Missing, Results, apart, at_least_one, options, ours, peer, read
 
 
@@ -39,11 +40,11 @@ def main() -> int:
         documents.write_table(folder / "train.parquet", train, classes)
         documents.write_json(folder / "texts.json", texts.to_pylist(), labels)
         documents.write_json(folder / "some.json", train[:500].to_pylist(), classes[:500])
-        prepared = [documents.fasttext_line(text) for text in texts.to_pylist()]
+        prepared = [fasttext_line(text) for text in texts.to_pylist()]
         documents.write_json(folder / "prepared.json", prepared, labels)
         with (folder / "train.txt").open("w", encoding="utf-8") as file:
             for text, label in zip(train.to_pylist(), classes, strict=True):
-                file.write(f"{documents.fasttext_line(text, label)}\n")
+                file.write(f"{fasttext_line(text, label)}\n")
         overrides = ["experiment=imdb", "trainer.max_epochs=1", f"embedding.dim={given.dim}", "test=false"]
         cfg = trained.configured([*overrides, *trained.on(folder / "train.parquet")], folder)
         run, _ = apart(trained.train, cfg)

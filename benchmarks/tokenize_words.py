@@ -25,8 +25,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from documents import encoded, fasttext_line
+from documents import encoded
 from documents import read as read_documents
+from fasttext_lines import fasttext_line
 from measuring import CLOCKS, Missing, Results, apart, at_least_one, options, peer, read
 
 from textbed.data.vocabulary import thread_count

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from measuring import CLOCKS, peak_mb
+from measuring import CLOCKS, accuracy, peak_mb
 from model2vec.train import StaticModelForClassification
 from static_table import static_table
 
@@ -19,5 +19,5 @@ start = CLOCKS[clock]()
 model = StaticModelForClassification.from_static_model(model=static_table(table))
 model.fit(texts, labels, random_seed=int(seed))
 seconds = CLOCKS[clock]() - start
-right = sum(str(said) == str(label) for said, label in zip(model.predict(tests), truth, strict=True))
-print(json.dumps({"seconds": seconds, "accuracy": 100 * right / len(tests), "peak_mb": peak_mb()}))
+found = accuracy(model.predict(tests), truth)
+print(json.dumps({"seconds": seconds, "accuracy": found, "peak_mb": peak_mb()}))

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch._dynamo  # noqa: F401  imports are not of the time, nor the one of torch's first optimizer
 import trained
-from measuring import CLOCKS, peak_mb
+from measuring import CLOCKS, accuracy, peak_mb
 
 import textbed.training  # noqa: F401  the run's
 from textbed.runs.model import load
@@ -25,14 +25,14 @@ with tempfile.TemporaryDirectory() as place:
     run = trained.train(cfg)
     end = CLOCKS[clock]()
     tests, truth = json.loads(Path(test).read_text())
-    right = sum(str(said) == str(label) for said, label in zip(load(run).predict(tests), truth, strict=True))
+    found = accuracy(load(run).predict(tests), truth)
     figures = json.loads((run / "metrics.json").read_text())
 print(
     json.dumps(
         {
             "seconds": end - start,
             "seconds_with_composing": end - begin,
-            "accuracy": 100 * right / len(tests),
+            "accuracy": found,
             "validation": 100 * figures["val/accuracy"],
             "epochs": figures["epochs"],
             "peak_mb": peak_mb(),

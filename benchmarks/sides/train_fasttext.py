@@ -12,24 +12,19 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import fasttext
 import pyarrow.parquet as pq
+from fasttext_lines import fasttext_line
 
 _, mirror, folder, threads, settings = sys.argv[1:]
-SIGNS = ".!?,'/()\""
-
-
-def line(text: str, label: int) -> str:
-    text = text.replace("<br />", " ")
-    for sign in SIGNS:
-        text = text.replace(sign, f" {sign} ")
-    return f"__label__{label} {' '.join(text.lower().split())}\n"
-
 
 start = time.perf_counter(), time.process_time()
 for split in ("train", "test"):
     table = pq.read_table(Path(mirror) / "imdb" / f"{split}.parquet", columns=["text", "label"])
-    lines = [line(*pair) for pair in zip(table["text"].to_pylist(), table["label"].to_pylist(), strict=True)]
+    documents = zip(table["text"].to_pylist(), table["label"].to_pylist(), strict=True)
+    lines = [f"{fasttext_line(text, label)}\n" for text, label in documents]
     if split == "train":
         random.Random(0).shuffle(lines)
     (Path(folder) / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
