@@ -59,6 +59,23 @@ def threads_restored() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def stopping(
+    monkeypatch: pytest.MonkeyPatch, epoch: int, batch: int, error: BaseException
+) -> Callable[[], None]:
+    """Interrupt training at that batch, counted from 0; calling what is returned lets it go on again."""
+    from textbed.classifier import TextClassifier
+
+    step = TextClassifier.training_step
+
+    def interrupted(self: Any, given: Any, batch_idx: int) -> Any:
+        if (self.current_epoch, batch_idx) == (epoch, batch):
+            raise error
+        return step(self, given, batch_idx)
+
+    monkeypatch.setattr(TextClassifier, "training_step", interrupted)
+    return lambda: monkeypatch.setattr(TextClassifier, "training_step", step)
+
+
 def in_two_processes(function: Callable[[], Any], launcher: str = "torchrun", **more: Any) -> list[Any]:
     """What ``function`` returns in each of two processes of one run, as ``torchrun`` or ``srun`` starts them.
 

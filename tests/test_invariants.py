@@ -33,13 +33,13 @@ from running import (
     on,
     predictions,
     record,
+    stopping,
     weights,
     write_csv,
 )
 
 from textbed import training
 from textbed.batch import TokenBatch
-from textbed.classifier import TextClassifier
 from textbed.data.datamodule import TextDataModule
 from textbed.data.encoding import load_tokenizer
 from textbed.errors import UserError
@@ -475,21 +475,6 @@ def test_another_seed_is_another_run(reference: RunFolder, runs: Runs, topics: P
 
 
 # Interruptions
-
-
-def stopping(
-    monkeypatch: pytest.MonkeyPatch, epoch: int, batch: int, error: BaseException
-) -> Callable[[], None]:
-    """Interrupt training at that batch, counted from 0; calling what is returned lets it go on again."""
-    step = TextClassifier.training_step
-
-    def interrupted(self: TextClassifier, given: TokenBatch, batch_idx: int) -> Any:
-        if (self.current_epoch, batch_idx) == (epoch, batch):
-            raise error
-        return step(self, given, batch_idx)
-
-    monkeypatch.setattr(TextClassifier, "training_step", interrupted)
-    return lambda: monkeypatch.setattr(TextClassifier, "training_step", step)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from running import Runs, assert_same_run, on, record, weights
+from running import Runs, assert_same_run, on, record, stopping, weights
 
 from textbed.classifier import TextClassifier
 from textbed.loop import QuickEpochLoop
@@ -103,17 +103,10 @@ def test_a_run_goes_on_from_either_loops_checkpoint(
     """Interrupted under Lightning's loop inside an epoch, gone on with by the quick one."""
     given = settings(topics, STEP_SCHEDULER, "trainer.val_check_interval=2", "callbacks.quick_loop=null")
     whole = runs(*given, "name=whole")
-    step = TextClassifier.training_step
-
-    def stopping(self: TextClassifier, batch: Any, batch_idx: int) -> Any:
-        if (self.current_epoch, batch_idx) == (1, 3):
-            raise KeyboardInterrupt
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(TextClassifier, "training_step", stopping)
+    go_on = stopping(monkeypatch, 1, 3, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         runs(*given, "name=parts")
-    monkeypatch.setattr(TextClassifier, "training_step", step)
+    go_on()
     (run,) = (run for run in runs.made() if run.name == "parts")
     assert not optimized
     runs.resume(run, "callbacks.quick_loop={_target_: textbed.loop.QuickLoop}")

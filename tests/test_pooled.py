@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from running import Runs, assert_same_run, documents, figures, in_two_processes, on, predictions, write_csv
+from running import (
+    Runs,
+    assert_same_run,
+    documents,
+    figures,
+    in_two_processes,
+    on,
+    predictions,
+    stopping,
+    write_csv,
+)
 from torch import nn
 
 from textbed import pooled, training
@@ -243,21 +253,12 @@ def test_several_labels_are_reused(runs: Runs, vectors: Path, calls: list[int]) 
 def test_a_resumed_run_reuses_too(
     runs: Runs, topics: Path, vectors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from textbed.classifier import TextClassifier
-
     settings = frozen(topics, vectors, "trainer.max_epochs=3")
     whole = runs(*settings, "name=whole", "classifier.reuse_mib=0")
-    plain = TextClassifier.training_step
-
-    def interrupted(self: TextClassifier, batch: TokenBatch, batch_idx: int) -> torch.Tensor:
-        if (self.current_epoch, batch_idx) == (1, 2):
-            raise KeyboardInterrupt
-        return plain(self, batch, batch_idx)
-
-    monkeypatch.setattr(TextClassifier, "training_step", interrupted)
+    go_on = stopping(monkeypatch, 1, 2, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         runs(*settings, "name=cut")
-    monkeypatch.setattr(TextClassifier, "training_step", plain)
+    go_on()
     cut = next(run for run in runs.made() if run.path.parent.name == "cut")
     assert_same_run(runs.resume(cut), whole)
 

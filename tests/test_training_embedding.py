@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from running import Runs, assert_same_run, documents, figures, on, record, weights, write_csv
+from running import Runs, assert_same_run, documents, figures, on, record, stopping, weights, write_csv
 
 from textbed import training
 from textbed.batch import TokenBatch
@@ -70,17 +70,10 @@ def interrupted(
     monkeypatch: pytest.MonkeyPatch, runs: Runs, settings: list[str], epoch: int, batch: int
 ) -> RunFolder:
     """The folder of a run that is stopped at that batch, counted from 0, and then goes on."""
-    step = TextClassifier.training_step
-
-    def stopping(self: TextClassifier, given: TokenBatch, batch_idx: int) -> Any:
-        if (self.current_epoch, batch_idx) == (epoch, batch):
-            raise KeyboardInterrupt
-        return step(self, given, batch_idx)
-
-    monkeypatch.setattr(TextClassifier, "training_step", stopping)
+    go_on = stopping(monkeypatch, epoch, batch, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         runs(*settings, "name=parts")
-    monkeypatch.setattr(TextClassifier, "training_step", step)
+    go_on()
     (run,) = (run for run in runs.made() if run.name == "parts")
     return runs.resume(run)
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -281,38 +281,34 @@ def test_rays_tasks_have_the_devices_that_it_assigns(tmp_path: Path, cluster: st
          "--submitit 3: with 2 of the 4 GPUs here for each, there are 2 workers."),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    line: str,
-) -> None:
+def test_a_mistake_is_one_line(mistake: Callable[..., None], words: list[str], line: str) -> None:
     if words[0] == "--submitit":
         pytest.importorskip("submitit")
-    _mistake(tmp_path, monkeypatch, capsys, words, line)
+    mistake(words, line)
 
 
 @pytest.mark.parametrize("name", ["submitit", "ray"])
 def test_a_missing_package_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+    mistake: Callable[..., None], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     words = [f"--{name}", *(["2"] if name == "submitit" else [])]
-    _mistake(tmp_path, monkeypatch, capsys, words, f"--{name} needs {name}: pip install -e '.[{name}]'")
+    mistake(words, f"--{name} needs {name}: pip install -e '.[{name}]'")
 
 
-def _mistake(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    line: str,
-) -> None:
-    sweep = made(tmp_path, devices=[0, 1, 2, 3], devices_per_trial=2)
-    monkeypatch.setattr(sys, "argv", ["sweep.py", str(sweep.path), *words])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(SCRIPT, run_name="__main__")
-    assert end.value.code == 1
-    assert capsys.readouterr().err == f"error: {line}\n"
-    assert not (tmp_path / "runs" / "calls.txt").exists()
+@pytest.fixture
+def mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., None]:
+    """Runs the script with ``words`` on a sweep: it says that line alone, and nothing has begun."""
+
+    def refused(words: list[str], line: str) -> None:
+        sweep = made(tmp_path, devices=[0, 1, 2, 3], devices_per_trial=2)
+        monkeypatch.setattr(sys, "argv", ["sweep.py", str(sweep.path), *words])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(SCRIPT, run_name="__main__")
+        assert end.value.code == 1
+        assert capsys.readouterr().err == f"error: {line}\n"
+        assert not (tmp_path / "runs" / "calls.txt").exists()
+
+    return refused
