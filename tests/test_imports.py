@@ -75,14 +75,16 @@ def test_a_quick_start_gives_the_same_run(tmp_path: Path) -> None:
 
 
 CODE = """
-import json, sys
+import gc, json, sys
 import torch
 from textbed import imports
 found = []
 settings = {"compile": False, "embedding": {"_target_": "textbed.embedding.ngrams.NGrams"},
             "head": {"_target_": "no.such.Module"}}
 with imports.quickly(settings):
+    found.append(gc.isenabled())
     import textbed.training
+found += [gc.isenabled(), gc.get_freeze_count() > 100_000]
 from lightning.fabric.wrappers import OptimizedModule
 from torchmetrics.classification import MulticlassAccuracy
 linear = torch.nn.Linear(2, 2)
@@ -115,5 +117,5 @@ print(json.dumps(found))
 @pytest.mark.slow
 def test_what_was_left_out_is_there_when_it_is_asked_for() -> None:
     assert python(CODE) == [
-        False, False, "Figure", "_StandIn", "module", True, [False, False], 3,
+        False, True, True, False, False, "Figure", "_StandIn", "module", True, [False, False], 3,
     ]  # fmt: skip
