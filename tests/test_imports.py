@@ -119,3 +119,40 @@ def test_what_was_left_out_is_there_when_it_is_asked_for() -> None:
     assert python(CODE) == [
         False, True, True, False, False, "Figure", "_StandIn", "module", True, [False, False], 3,
     ]  # fmt: skip
+
+
+ENDING = """
+import atexit, sys
+from pathlib import Path
+from types import ModuleType
+from textbed import command
+
+class TakenApart:
+    def __del__(self):
+        print("taken apart")
+
+def main():
+    atexit.register(print, "a handler")
+    if sys.argv[1] == "failed":
+        command.note_failure("a=1")
+
+kept, program = TakenApart(), sys.modules["__main__"]
+if sys.argv[1] == "inside another":
+    sys.modules["__main__"] = ModuleType("__main__")
+try:
+    command.run(main, Path("configs"))
+finally:
+    sys.modules["__main__"] = program
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [("done", 0, []), ("failed", 1, []), ("inside another", 0, ["taken apart"])],
+)
+def test_a_process_ends_after_its_handlers_and_leaves_its_modules(
+    how: str, code: int, said: list[str]
+) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING, how], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert done.stdout.splitlines() == ["a handler", *said]

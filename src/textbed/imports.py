@@ -10,8 +10,8 @@ imported; so what a run gives is the same to the last bit, and whoever needs one
 ever.
 
 The garbage collector waits meanwhile, and leaves what is there at the end alone from then on: half a million
-objects that stay as long as the process. Each of its full passes would look through them, and the interpreter's
-end makes several. Cycles that are garbage by then are kept.
+objects that stay as long as the process. Each of its full passes would look through them, and the
+interpreter's end makes several. Cycles that are garbage by then are kept.
 
 ``TEXTBED_PLAIN_START=1`` in the environment leaves all as it is.
 """

@@ -15,7 +15,6 @@ exit code when it has ended. With ``--once`` it becomes itself what the first re
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import gc
 import importlib
@@ -31,6 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
+from textbed.ending import QuickEnd
 from textbed.sweeps.trial import Child, Process, Starter, end_with_parent, environment_of_trials
 
 MODULES = (
@@ -229,21 +229,10 @@ class _Forked:
 
 # The process that imports
 
-_exit_code: int | None = None
-"""That of a trial's process, when it has done its work."""
-
-
-def _leave() -> None:
-    """The last thing that it does: taking all imported modules apart would cost a child 2 s."""
-    if _exit_code is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(_exit_code)
-
 
 def main(modules: Sequence[str], once: bool = False) -> None:
     """Import; then fork a child for each request until there are no more, or ``once`` be the first."""
-    atexit.register(_leave)  # before all others, so called after them
+    end = QuickEnd()
     answers = os.dup(1)
     os.dup2(2, 1)  # what an import may print is no answer
     for name in modules:
@@ -253,15 +242,15 @@ def main(modules: Sequence[str], once: bool = False) -> None:
     if once:
         line = sys.stdin.buffer.readline()
         if line.endswith(b"\n"):
-            _become(json.loads(line))
+            _become(json.loads(line), end)
         return
 
     def answer(**content: Any) -> None:
         os.write(answers, json.dumps(content).encode() + b"\n")
 
     told, tell = os.pipe()
-    for end in (told, tell):
-        os.set_blocking(end, False)
+    for side in (told, tell):
+        os.set_blocking(side, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(tell, warn_on_full_buffer=False)  # so that the end of a child ends the wait below
     answer(ready=True)
@@ -281,7 +270,7 @@ def main(modules: Sequence[str], once: bool = False) -> None:
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     for descriptor in (told, tell, answers):
                         os.close(descriptor)
-                    _become(json.loads(line))
+                    _become(json.loads(line), end)
                 with contextlib.suppress(OSError):  # both do, so that neither can be too late
                     os.setpgid(pid, pid)
                 children.add(pid)
@@ -293,7 +282,7 @@ def main(modules: Sequence[str], once: bool = False) -> None:
                 answer(pid=pid, code=os.waitstatus_to_exitcode(status))
 
 
-def _become(request: Mapping[str, Any]) -> NoReturn:
+def _become(request: Mapping[str, Any], end: QuickEnd) -> NoReturn:
     """Be the process that was asked for, to its end."""
     with contextlib.suppress(PermissionError):  # one that was not forked leads a session
         os.setpgid(0, 0)
@@ -309,16 +298,14 @@ def _become(request: Mapping[str, Any]) -> NoReturn:
     script, *arguments = request["words"]
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).parent)
-    gc.unfreeze()
-    global _exit_code
     try:
         runpy.run_path(script, run_name="__main__")
         sys.exit(0)
-    except SystemExit as end:  # as Python has it: nothing is 0, a text is shown and 1
-        _exit_code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except SystemExit as given:  # as Python has it: nothing is 0, a text is shown and 1
+        end.code = given.code if isinstance(given.code, int) else int(given.code is not None)
         raise
     except BaseException:
-        _exit_code = 1
+        end.code = 1
         raise
 
 
