@@ -17,7 +17,7 @@ def on(path: Path) -> list[str]:
 
 
 def configured(overrides: Sequence[str], folder: Path) -> DictConfig:
-    """The configuration of a run below ``folder``, without a logger and a report on the table."""
+    """The configuration of a run below ``folder``, without a logger and what is shown at the end."""
     from hydra import compose, initialize_config_dir
 
     import textbed.schema  # noqa: F401  the schema must be registered before anything is composed
@@ -25,7 +25,7 @@ def configured(overrides: Sequence[str], folder: Path) -> DictConfig:
 
     usual = [
         f"paths.runs='{folder / 'runs'}'", f"paths.cache='{folder / 'cache'}'", "trainer=cpu", "logger=none",
-        "report.embedding=false",
+        "report.embedding=false", "report.pictures=false",
     ]  # fmt: skip
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         return config.check(compose("train", [*usual, *overrides]))
