@@ -6,9 +6,9 @@
 Both sides get the same training documents, take a tenth of them to choose by, and are tested on the same test
 documents; of subj, which has no test split, a fifth drawn by a seed. Each fit runs in a process of its own,
 with another seed in each repeat; imports are not of its time, reading the table is. model2vec trains with its
-defaults. Ours is a whole run, from a configuration to the run folder with its checkpoints, without pictures, with
-the settings in OURS, which were chosen on validation documents of seed 0; seconds_with_composing has Hydra's
-composing of the configuration besides. Without --mirror and --vectors, sets and table are made up.
+defaults. Ours is a whole run, from a configuration to the run folder with its checkpoints, without pictures,
+with the settings in OURS, which were chosen on validation documents of seed 0; seconds_with_composing has
+Hydra's composing of the configuration besides. Without --mirror and --vectors, sets and table are made up.
 """
 
 from __future__ import annotations

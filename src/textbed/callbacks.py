@@ -483,8 +483,8 @@ class Timing(Callback):
             return
         self.steps += 1
         if hasattr(batch, "offsets"):
-            self._window_counts[0] += len(batch) if batch.rows is None else len(batch.rows)
-            self._window_counts[1] += len(batch.ids)
+            self._window_counts[0] += len(batch) if batch.rows is None else batch.rows.shape[0]
+            self._window_counts[1] += batch.ids.shape[0]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close_window(trainer, pl_module)

@@ -288,7 +288,7 @@ class TextClassifier(Network, pl.LightningModule):
             logits, labels, weight=weights, reduction="sum", label_smoothing=self.label_smoothing
         )
         # A batch may hold nothing but documents of weight 0; its loss is 0 then, not 0 / 0.
-        return losses, float(len(labels)) if weights is None else weights[labels].sum().clamp_min(1e-12)
+        return losses, float(labels.shape[0]) if weights is None else weights[labels].sum().clamp_min(1e-12)
 
     # ---- training
 
@@ -315,15 +315,16 @@ class TextClassifier(Network, pl.LightningModule):
         loss_sum, weight_sum = self.loss_parts(self(self._filled(batch, "train")), batch.labels)
         self._add(loss_sum, weight_sum)
         loss = loss_sum / weight_sum
-        self.last_loss = loss.detach()
-        if self.trainer.world_size > 1:
+        vars(self)["last_loss"] = loss.detach()
+        trainer = self.trainer
+        if trainer.world_size > 1:
             # Processes may have different numbers of documents: those left over at the end of an epoch, or as
             # many as a budget in tokens gives. DDP takes the mean of their gradients, which is that of one
             # process over all documents if each has its share of the sum. Costs the sending of two numbers.
             sums = torch.stack([loss_sum.detach(), torch.as_tensor(weight_sum).to(loss_sum)])
             torch.distributed.all_reduce(sums)
             self.last_loss = sums[0] / sums[1]
-            loss = loss_sum * (self.trainer.world_size / sums[1])
+            loss = loss_sum * (trainer.world_size / sums[1])
             # DDP waits for a gradient of every parameter, and would never share that of one which began
             # without. So a frozen table gets zeros, at the price of a real gradient, and
             # on_before_optimizer_step takes them away.
@@ -333,7 +334,7 @@ class TextClassifier(Network, pl.LightningModule):
         ]
         penalty = torch.stack(penalties).sum() if penalties else None
         # Lightning's log costs about a millisecond, as much as a small step: call it when it will be written.
-        if self.trainer._logger_connector.should_update_logs:
+        if trainer._logger_connector.should_update_logs:
             self.log("train/loss", self.last_loss, batch_size=1)
             if penalty is not None:
                 self.log("train/penalty", penalty.detach(), batch_size=1)
@@ -484,10 +485,10 @@ class TextClassifier(Network, pl.LightningModule):
     def _add(self, loss_sum: Tensor, weight_sum: Tensor | float) -> None:
         """Add to the epoch's sums without waiting for the device; in float64 where it has that."""
         wide = torch.float32 if loss_sum.device.type == "mps" else torch.float64
-        self._loss_sum = self._loss_sum + loss_sum.detach().to(wide)
-        self._weight_sum = self._weight_sum + (
-            weight_sum.to(wide) if isinstance(weight_sum, Tensor) else weight_sum
-        )
+        more = weight_sum.to(wide) if isinstance(weight_sum, Tensor) else weight_sum
+        state = vars(self)  # a module looks at each value for parameters before it keeps it as an attribute
+        state["_loss_sum"] = self._loss_sum + loss_sum.detach().to(wide)
+        state["_weight_sum"] = self._weight_sum + more
 
     def _sums(self) -> Tensor:
         """(2,) sums of losses and of weights, over all processes."""
@@ -578,10 +579,11 @@ class TextClassifier(Network, pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the trainer says; it has no way to for sparse gradients."""
+        if not gradient_clip_val:
+            return
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if any(parameter.grad is not None and parameter.grad.is_sparse for parameter in parameters):
-            if gradient_clip_val:
-                optimizers.clip(parameters, gradient_clip_val, gradient_clip_algorithm == "value")
+            optimizers.clip(parameters, gradient_clip_val, gradient_clip_algorithm == "value")
             return
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
