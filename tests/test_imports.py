@@ -147,12 +147,23 @@ finally:
 
 
 @pytest.mark.parametrize(
-    ("how", "code", "said"),
-    [("done", 0, []), ("failed", 1, []), ("inside another", 0, ["taken apart"])],
+    ("how", "plain", "code", "said"),
+    [
+        ("done", "0", 0, []),
+        ("done", "1", 0, ["taken apart"]),
+        ("failed", "0", 1, []),
+        ("inside another", "0", 0, ["taken apart"]),
+    ],
 )
-def test_a_process_ends_after_its_handlers_and_leaves_its_modules(
-    how: str, code: int, said: list[str]
+def test_a_process_ends_after_its_handlers_with_its_modules_whole(
+    how: str, plain: str, code: int, said: list[str]
 ) -> None:
-    done = subprocess.run([sys.executable, "-c", ENDING, how], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, how],
+        env={**os.environ, PLAIN: plain},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (code, "")
     assert done.stdout.splitlines() == ["a handler", *said]

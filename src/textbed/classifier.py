@@ -242,8 +242,6 @@ class TextClassifier(Network, pl.LightningModule):
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.metrics = _metrics(num_classes, multilabel)
 
-        self.last_loss: Tensor | None = None
-        """Loss of the last training batch, on the device; reading it as a number waits for the device."""
         self.figures: dict[str, float] = {}
         """The last validation's or test's figures by their logged names."""
         self.per_class: list[dict[str, Any]] = []
@@ -315,7 +313,7 @@ class TextClassifier(Network, pl.LightningModule):
         loss_sum, weight_sum = self.loss_parts(self(self._filled(batch, "train")), batch.labels)
         self._add(loss_sum, weight_sum)
         loss = loss_sum / weight_sum
-        vars(self)["last_loss"] = loss.detach()
+        shown = loss.detach()
         trainer = self.trainer
         if trainer.world_size > 1:
             # Processes may have different numbers of documents: those left over at the end of an epoch, or as
@@ -323,7 +321,7 @@ class TextClassifier(Network, pl.LightningModule):
             # process over all documents if each has its share of the sum. Costs the sending of two numbers.
             sums = torch.stack([loss_sum.detach(), torch.as_tensor(weight_sum).to(loss_sum)])
             torch.distributed.all_reduce(sums)
-            self.last_loss = sums[0] / sums[1]
+            shown = sums[0] / sums[1]
             loss = loss_sum * (trainer.world_size / sums[1])
             # DDP waits for a gradient of every parameter, and would never share that of one which began
             # without. So a frozen table gets zeros, at the price of a real gradient, and
@@ -335,7 +333,7 @@ class TextClassifier(Network, pl.LightningModule):
         penalty = torch.stack(penalties).sum() if penalties else None
         # Lightning's log costs about a millisecond, as much as a small step: call it when it will be written.
         if trainer._logger_connector.should_update_logs:
-            self.log("train/loss", self.last_loss, batch_size=1)
+            self.log("train/loss", shown, batch_size=1)
             if penalty is not None:
                 self.log("train/penalty", penalty.detach(), batch_size=1)
         return loss if penalty is None else loss + penalty

@@ -7,18 +7,22 @@ import logging
 import os
 import sys
 
+from textbed.imports import PLAIN
+
 
 class QuickEnd:
     """Ends the process as the last of its exit handlers, with ``code``; where that is None, Python does.
 
     Made before anything else registers a handler, it is called when threads and all other handlers are done.
-    A program that was run inside a longer process, as by runpy, does not end that one.
+    A program that was run inside a longer process, as by runpy, does not end that one. With
+    ``TEXTBED_PLAIN_START=1`` in the environment Python ends it as ever.
     """
 
     def __init__(self) -> None:
         self.code: int | None = None
         self._program = sys.modules["__main__"]
-        atexit.register(self._leave)
+        if os.environ.get(PLAIN) != "1":
+            atexit.register(self._leave)
 
     def _leave(self) -> None:
         if self.code is not None and sys.modules["__main__"] is self._program:
