@@ -1,4 +1,4 @@
-"""Texts as fastText reads them. Nothing is imported: of its own script that would be of the time."""
+"""Texts as fastText reads them. Imports nothing: the script that trains it is timed with its imports."""
 
 from __future__ import annotations
 

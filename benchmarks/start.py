@@ -25,7 +25,7 @@ import documents
 from measuring import HERE, ROOT, Ended, Results, at_least_one, command, options, read
 
 # What a run imports on its way to the first step; the modules rather than the packages, since a package's
-# parts cost as much.
+# parts cost as much. torch._dynamo comes with Lightning.
 MODULES = [
     "hydra", "omegaconf", "yaml", "rich.table", "numpy", "pyarrow.compute", "pyarrow.parquet", "torch",
     "lightning.pytorch", "torchmetrics.classification",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -48,7 +49,8 @@ def train(left_out: str, *overrides: str) -> None:
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     assert not ended.value.code
     compiler = type(sys.modules.get("torch._dynamo")).__name__
-    print(json.dumps([[name for name in json.loads(left_out) if name in sys.modules], compiler]))
+    there = [name for name in json.loads(left_out) if name in sys.modules]
+    print(json.dumps([there, compiler, gc.get_freeze_count() > 100_000]))
 
 
 @pytest.mark.slow
@@ -63,7 +65,8 @@ def test_a_quick_start_gives_the_same_run(tmp_path: Path) -> None:
     runs = []
     for name, environment in (("quick", {}), ("plain", {PLAIN: "1"})):
         folders = [f"paths.runs='{tmp_path / name}'", f"paths.cache='{tmp_path / f'{name}_cache'}'"]
-        there, compiler = python(code, json.dumps(LEFT_OUT), *settings, *folders, **environment)
+        there, compiler, frozen = python(code, json.dumps(LEFT_OUT), *settings, *folders, **environment)
+        assert frozen == (name == "quick")
         assert there == ([] if name == "quick" else LEFT_OUT[:-2])
         assert compiler == ("_StandIn" if name == "quick" else "module")
         tokenized = [*(tmp_path / f"{name}_cache" / "ahead").glob("*")]
@@ -121,49 +124,16 @@ def test_what_was_left_out_is_there_when_it_is_asked_for() -> None:
     ]  # fmt: skip
 
 
-ENDING = """
-import atexit, sys
-from pathlib import Path
-from types import ModuleType
-from textbed import command
-
-class TakenApart:
-    def __del__(self):
-        print("taken apart")
-
-def main():
-    atexit.register(print, "a handler")
-    if sys.argv[1] == "failed":
-        command.note_failure("a=1")
-
-kept, program = TakenApart(), sys.modules["__main__"]
-if sys.argv[1] == "inside another":
-    sys.modules["__main__"] = ModuleType("__main__")
-try:
-    command.run(main, Path("configs"))
-finally:
-    sys.modules["__main__"] = program
+COMPILED = """
+import gc, json, sys
+from textbed import imports
+with imports.quickly({"compile": True}):
+    import lightning.fabric
+compiler = type(sys.modules["torch._dynamo"]).__name__
+print(json.dumps([compiler, gc.isenabled(), gc.get_freeze_count() > 100_000]))
 """
 
 
-@pytest.mark.parametrize(
-    ("how", "plain", "code", "said"),
-    [
-        ("done", "0", 0, []),
-        ("done", "1", 0, ["taken apart"]),
-        ("failed", "0", 1, []),
-        ("inside another", "0", 0, ["taken apart"]),
-    ],
-)
-def test_a_process_ends_after_its_handlers_with_its_modules_whole(
-    how: str, plain: str, code: int, said: list[str]
-) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", ENDING, how],
-        env={**os.environ, PLAIN: plain},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (code, "")
-    assert done.stdout.splitlines() == ["a handler", *said]
+@pytest.mark.slow
+def test_a_compiled_run_imports_the_compiler_without_collecting_garbage() -> None:
+    assert python(COMPILED) == ["module", True, True]

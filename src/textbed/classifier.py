@@ -281,7 +281,7 @@ class TextClassifier(Network, pl.LightningModule):
         if self.multilabel:  # labels come in half precision under some settings, which smoothing would round
             targets = labels.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
             losses = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="sum")
-            return losses / self.num_classes, float(len(labels))
+            return losses / self.num_classes, float(labels.shape[0])
         losses = F.cross_entropy(
             logits, labels, weight=weights, reduction="sum", label_smoothing=self.label_smoothing
         )

@@ -39,7 +39,6 @@ from omegaconf.errors import (
 )
 
 from textbed.config import PRETRAINED, expected, keys_of, shown, unknown_key
-from textbed.ending import QuickEnd
 from textbed.errors import UserError, nearest
 from textbed.schema import GLOBAL_GROUPS, TrainConfig
 
@@ -69,11 +68,9 @@ def run(main: Callable[[], Any], configs: Path) -> None:
     unless HYDRA_FULL_ERROR asks it to let them through: they are let through, and put into words here.
     """
     os.environ[FULL_ERROR] = "1"
-    end = QuickEnd()
     with one_line_errors(configs):
         main()
-    end.code = 1 if _failed_jobs else 0
-    sys.exit(end.code)
+    sys.exit(1 if _failed_jobs else 0)
 
 
 @contextmanager

@@ -51,6 +51,8 @@ print(json.dumps({{
     "main": sys.modules["__main__"].__file__, "path": sys.path[0], "warm": "fractions" in sys.modules,
 }}), flush=True)
 if len(sys.argv) > 2: sys.exit(sys.argv[2])
+sys.left_open = open("left_open.txt", "w")
+sys.left_open.write("not yet flushed")
 threading.Thread(target=lambda: print("from a thread")).start()
 sys.exit(int(sys.argv[1]))
 """
@@ -70,6 +72,8 @@ def test_the_process_is_what_it_would_be_by_itself(
             [sys.executable, str(script), "7"], str(tmp_path), {"A": "1", "LC_CTYPE": "C.UTF-8"}, log
         )
         assert code_of(child) == 7
+        assert (tmp_path / "left_open.txt").read_text() == "not yet flushed"
+        (tmp_path / "left_open.txt").unlink()
         said.append(log.read_text().splitlines())
         assert ('"warm": true' in said[-1][1]) is (place > 0)
         said[-1][1] = said[-1][1].replace('"warm": true', '"warm": false')

@@ -41,7 +41,8 @@ class SignOfLife(ABC):
         return self._is_heard_of(worker)
 
     @abstractmethod
-    def _is_heard_of(self, worker: str) -> bool: ...
+    def _is_heard_of(self, worker: str) -> bool:
+        """Whether there is a sign of another worker."""
 
 
 def host_of(worker: str) -> str:

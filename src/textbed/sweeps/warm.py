@@ -15,9 +15,11 @@ exit code when it has ended. With ``--once`` it becomes itself what the first re
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
@@ -30,7 +32,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from textbed.ending import QuickEnd
 from textbed.sweeps.trial import Child, Process, Starter, end_with_parent, environment_of_trials
 
 MODULES = (
@@ -229,28 +230,42 @@ class _Forked:
 
 # The process that imports
 
+_exit_code: int | None = None
+"""That of a trial's process, when it has done its work."""
+
+
+def _leave() -> None:
+    """The last thing that it does: taking all imported modules apart would cost a child 2 s."""
+    if _exit_code is not None:
+        # What the trial itself has left open; an instance's own __class__ could be anything.
+        files = [one for one in gc.get_objects() if issubclass(type(one), io.IOBase)]
+        for file in [*files, sys.stdout, sys.stderr]:
+            if not file.closed and file.writable():
+                file.flush()
+        os._exit(_exit_code)
+
 
 def main(modules: Sequence[str], once: bool = False) -> None:
     """Import; then fork a child for each request until there are no more, or ``once`` be the first."""
-    end = QuickEnd()
+    atexit.register(_leave)  # before all others, so called after them
     answers = os.dup(1)
     os.dup2(2, 1)  # what an import may print is no answer
     for name in modules:
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # the collector would touch, and so copy, what children share
+    gc.freeze()  # here and in the children: the collector would touch, and so copy, what they share
     if once:
         line = sys.stdin.buffer.readline()
         if line.endswith(b"\n"):
-            _become(json.loads(line), end)
+            _become(json.loads(line))
         return
 
     def answer(**content: Any) -> None:
         os.write(answers, json.dumps(content).encode() + b"\n")
 
     told, tell = os.pipe()
-    for side in (told, tell):
-        os.set_blocking(side, False)
+    for end in (told, tell):
+        os.set_blocking(end, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(tell, warn_on_full_buffer=False)  # so that the end of a child ends the wait below
     answer(ready=True)
@@ -270,7 +285,7 @@ def main(modules: Sequence[str], once: bool = False) -> None:
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     for descriptor in (told, tell, answers):
                         os.close(descriptor)
-                    _become(json.loads(line), end)
+                    _become(json.loads(line))
                 with contextlib.suppress(OSError):  # both do, so that neither can be too late
                     os.setpgid(pid, pid)
                 children.add(pid)
@@ -282,7 +297,7 @@ def main(modules: Sequence[str], once: bool = False) -> None:
                 answer(pid=pid, code=os.waitstatus_to_exitcode(status))
 
 
-def _become(request: Mapping[str, Any], end: QuickEnd) -> NoReturn:
+def _become(request: Mapping[str, Any]) -> NoReturn:
     """Be the process that was asked for, to its end."""
     with contextlib.suppress(PermissionError):  # one that was not forked leads a session
         os.setpgid(0, 0)
@@ -298,14 +313,15 @@ def _become(request: Mapping[str, Any], end: QuickEnd) -> NoReturn:
     script, *arguments = request["words"]
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).parent)
+    global _exit_code
     try:
         runpy.run_path(script, run_name="__main__")
         sys.exit(0)
-    except SystemExit as given:  # as Python has it: nothing is 0, a text is shown and 1
-        end.code = given.code if isinstance(given.code, int) else int(given.code is not None)
+    except SystemExit as end:  # as Python has it: nothing is 0, a text is shown and 1
+        _exit_code = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
     except BaseException:
-        end.code = 1
+        _exit_code = 1
         raise
 
 
