@@ -137,3 +137,48 @@ print(json.dumps([compiler, gc.isenabled(), gc.get_freeze_count() > 100_000]))
 @pytest.mark.slow
 def test_a_compiled_run_imports_the_compiler_without_collecting_garbage() -> None:
     assert python(COMPILED) == ["module", True, True]
+
+
+COMPOSING = """
+import sys, json, hydra
+from pathlib import Path
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from textbed import command
+
+load, loads = ConfigLoaderImpl._load_configuration_impl, []
+ConfigLoaderImpl._load_configuration_impl = lambda *given, **named: loads.append(1) or load(*given, **named)
+
+@hydra.main(version_base="1.3", config_path=None, config_name="conf")
+def main(cfg):
+    hydra_config = OmegaConf.to_container(HydraConfig.get(), enum_to_str=True)
+    print(json.dumps([len(loads), OmegaConf.to_container(cfg), hydra_config]))
+
+command.run(main, Path("."))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("given", "quick", "plain"), [(["x=3"], 1, 2), (["hydra.mode=MULTIRUN", "x=1,2"], 7, 6)]
+)
+def test_a_configuration_is_composed_once(tmp_path: Path, given: list[str], quick: int, plain: int) -> None:
+    (tmp_path / "conf.yaml").write_text(
+        "x: 1\nhydra: {run: {dir: .}, output_subdir: null, sweep: {dir: .}}\n"
+    )
+    (tmp_path / "main.py").write_text(COMPOSING)
+    said = []
+    for how, times in (("0", quick), ("1", plain)):
+        done = subprocess.run(
+            [sys.executable, "main.py", f"--config-dir={tmp_path}", *given],
+            cwd=tmp_path,
+            env={**os.environ, PLAIN: how, "PYTHONPATH": str(ROOT / "src")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        loads, cfg, hydra = json.loads(done.stdout.splitlines()[-1])
+        assert loads == times
+        said.append((cfg, hydra))
+    assert said[0] == said[1]

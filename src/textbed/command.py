@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 from hydra import compose
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -27,6 +29,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -40,6 +43,7 @@ from omegaconf.errors import (
 
 from textbed.config import PRETRAINED, expected, keys_of, shown, unknown_key
 from textbed.errors import UserError, nearest
+from textbed.imports import PLAIN
 from textbed.schema import GLOBAL_GROUPS, TrainConfig
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -53,6 +57,8 @@ BEFORE_THE_CHECK = (InterpolationResolutionError, GrammarParseError, MissingMand
 # Keys that hold further keys, and those of them that may be null.
 KEYED = ("data", "classifier", "report", "paths", "tokenizer", "embedding", "head", "optimizer", "trainer")
 KEYED_OR_NULL = ("scheduler", "callbacks", "logger")
+
+RUN = "hydra.mode=RUN"
 
 _failed_jobs: list[str] = []
 
@@ -68,9 +74,51 @@ def run(main: Callable[[], Any], configs: Path) -> None:
     unless HYDRA_FULL_ERROR asks it to let them through: they are let through, and put into words here.
     """
     os.environ[FULL_ERROR] = "1"
-    with one_line_errors(configs):
+    with one_line_errors(configs), _composed_once():
         main()
     sys.exit(1 if _failed_jobs else 0)
+
+
+@contextmanager
+def _composed_once() -> Iterator[None]:
+    """What Hydra composes to see whether it is to sweep is what it runs with, where it is not.
+
+    By itself it composes all of that again, 0.15 s, as with ``TEXTBED_PLAIN_START=1`` in the environment.
+    """
+    if os.environ.get(PLAIN) == "1" or {"-m", "--multirun"} & {*sys.argv}:
+        yield
+        return
+    load, get_mode = ConfigLoaderImpl.load_configuration, Hydra.get_mode
+    kept: dict[tuple[str | None, tuple[str, ...]], DictConfig] = {}
+
+    def load_kept(
+        self: ConfigLoaderImpl,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        *how: Any,
+        **named: Any,
+    ) -> DictConfig:
+        cfg = kept.pop((config_name, tuple(overrides)), None) if run_mode == RunMode.RUN else None
+        return load(self, config_name, overrides, run_mode, *how, **named) if cfg is None else cfg
+
+    def mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+        try:
+            cfg = self.compose_config(config_name, overrides, RunMode.RUN)
+        except Exception:  # of a sweep, or a mistake: Hydra's own way says so in its time
+            return get_mode(self, config_name, overrides)
+        found = cfg.hydra.mode
+        if found is None:  # Hydra goes on with one override more
+            cfg.hydra.mode = RunMode.RUN
+            cfg.hydra.overrides.hydra.append(RUN)
+            kept[config_name, (*overrides, RUN)] = cfg
+        return found
+
+    ConfigLoaderImpl.load_configuration, Hydra.get_mode = load_kept, mode  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ConfigLoaderImpl.load_configuration, Hydra.get_mode = load, get_mode  # type: ignore[method-assign]
 
 
 @contextmanager
