@@ -5,12 +5,19 @@
 Documents are made up at IMDB's word statistics and written to a Parquet file, outside of the time; --words
 makes them shorter, so that more of them fit on the disk. A run is words, a mean over a random table, one
 epoch, a validation tenth of at most 5,000 documents and no test; it starts without a cache. Its vocabulary is
-the 50,000 most frequent words, since new ones keep coming and the table would grow with them. The aim is on
-the seconds of a document, of the largest set over those of the one before it.
+the 50,000 most frequent words, since new ones keep coming and the table would grow with them. The aims
+are on the largest set beside the one before it: seconds a document, and bytes for each document more.
+
+    python benchmarks/scale.py --documents 1000000 10000000 --words 20     # goes to ten million
 
 Memory is anonymous memory at its largest (anonymous_mb, looked at every 20 ms), which no other process can
 have: the pages of memory-mapped files, which count towards peak_mb, go back to the system when it wants them.
-Among the ratios stands by how many bytes it grows for each document more.
+It is bounded by the table and its optimizer's state, which tokenizer.vocabulary_size bounds; by MERGE_TOKENS
+of tokens that wait to be numbered and BLOCK_TOKENS that are counted at a time (data/encoding.py), whatever
+the set; and by the words that are different, each of them once, whether the vocabulary has them or not. What
+is left grows with documents by a few numbers each: its row, its label, its place in an epoch's order. So the
+aim of at most 64 bytes a document says that no text is held, nor its tokens: IMDB's, of four bytes each, are
+1,100. A set with less than MERGE_TOKENS waits whole; the next has no aim on memory beside it.
 """
 
 from __future__ import annotations
@@ -28,9 +35,12 @@ import documents
 import torch
 import torch._dynamo  # by torch's first optimizer: 100 MB and seconds of each side, were it not here already
 import trained
-from measuring import CLOCKS, Results, apart, at_least_one, options, read
+from measuring import CLOCKS, Results, apart, at_least_one, options, read, rounded
 
 import textbed.training  # noqa: F401  in each side else
+from textbed.data.encoding import MERGE_TOKENS
+
+TOKENS = 279  # of a document of IMDB's, on average
 
 
 class Anonymous:
@@ -93,28 +103,32 @@ def measure(folder: Path, given: argparse.Namespace, results: Results) -> None:
         path.unlink()
 
 
+def summarise(given: argparse.Namespace, results: Results) -> None:
+    """Each set beside the one before it."""
+    for fewer, more in itertools.pairwise(given.documents):
+        sides, last = ((f"{more:,}", "textbed"), (f"{fewer:,}", "textbed")), more == given.documents[-1]
+        name = f"seconds a document: {more:,} / {fewer:,}"
+        results.ratio(name, *sides, aim="<= 1.1" if last else None, figure="seconds_a_million")
+        most, least = (results.median(*side, "anonymous_mb") for side in sides)
+        name, grown = f"bytes a document: {fewer:,} to {more:,}", 1e6 * (most - least) / (more - fewer)
+        results.ratios[name] = rounded(grown)
+        if last and fewer * (given.words or TOKENS) >= MERGE_TOKENS:
+            results.aim(name, grown, "<= 64")
+
+
 def main() -> int:
     parser = options(__doc__, repeats=1)
     sizes = [10_000, 100_000, 1_000_000]
-    parser.add_argument("--documents", type=at_least_one, nargs="+", default=sizes, help="rising numbers")
+    parser.add_argument("--documents", type=at_least_one, nargs="+", default=sizes, help="of each set")
     parser.add_argument("--words", type=int, default=0, help="mean words of a document; 0: as IMDB's")
     parser.add_argument("--dim", type=at_least_one, default=50, help="columns of the table")
     parser.add_argument("--folder", type=Path, help="where files are made; the system's temporary folder")
     given = read(parser, {"documents": [100, 200], "dim": 4})
+    given.documents = sorted(set(given.documents))
     results = Results("scale", given, ["lightning", "pyarrow"])
     with tempfile.TemporaryDirectory(dir=given.folder) as place:
         measure(Path(place), given, results)
-    cases = [f"{count:,}" for count in given.documents]
-    for before, case in itertools.pairwise(cases):
-        sides = (case, "textbed"), (before, "textbed")
-        last = case == cases[-1]
-        name = f"seconds a document: {case} / {before}"
-        results.ratio(name, *sides, aim="<= 1.1" if last else None, figure="seconds_a_million")
-        sizes = [int(one.replace(",", "")) for one in (before, case)]
-        held = [results.median(one, "textbed", "anonymous_mb") for one in (before, case)]
-        results.ratios[f"bytes a document: {before} to {case}"] = round(
-            1e6 * (held[1] - held[0]) / (sizes[1] - sizes[0]), 1
-        )
+    summarise(given, results)
     results.show()
     return 0
 
