@@ -1,6 +1,6 @@
 """All benchmarks, one after the other, and the table of what they were to reach.
 
-    python benchmarks/all.py [--only bag,predict] [--out FILE] [options of a benchmark, for all of them]
+    python benchmarks/all.py [--only bag,prediction] [--out FILE] [options of a benchmark, for all of them]
 
 ``--out`` collects the JSON lines. A benchmark that fails is named at the end, and the others run.
 """

@@ -25,7 +25,18 @@ from typing import Any
 
 import documents
 import pyarrow.parquet as pq
-from measuring import ROOT, Ended, Missing, Results, at_least_one, command, options, peer_process, read
+from measuring import (
+    FASTTEXT,
+    ROOT,
+    Ended,
+    Missing,
+    Results,
+    at_least_one,
+    command,
+    options,
+    peer_process,
+    read,
+)
 
 CASES: dict[str, dict[str, Any]] = {
     "imdb_unigrams": {
@@ -68,10 +79,11 @@ def figures(done: Ended, clock: str, accuracy: float, **more: float) -> dict[str
 
 def main() -> int:
     parser = options(__doc__)
+    parser.set_defaults(threads=2)
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the documents to take")
     parser.add_argument("--documents", type=at_least_one, default=25_000, help="made-up ones of each split")
     given = read(parser, {"documents": 600})
-    results = Results("imdb", given, ["lightning", "hydra-core", "pyarrow"])
+    results = Results("imdb", given, ["lightning", "hydra-core", "pyarrow"], FASTTEXT)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         mirror = given.mirror
@@ -89,9 +101,8 @@ def main() -> int:
                     done, accuracy = ours(one["experiment"], mirror, place, seed, more)
                     results.add(case, side, **figures(done, given.clock, accuracy))
                 try:
-                    threads = given.threads or 2
                     done = peer_process(
-                        given, "train_fasttext", mirror, place, threads, json.dumps(one["fasttext"])
+                        given, "train_fasttext", mirror, place, given.threads, json.dumps(one["fasttext"])
                     )
                 except Missing as why:
                     results.leave_out("fasttext", why)

@@ -8,13 +8,14 @@ sizes. In each repeat every side runs once, one after the other; a ratio is the 
 ratio within one. The last line on standard output is the result, in JSON:
 
     benchmark   its name
-    settings    sizes, repeats, the clock
+    settings    sizes, repeats, the clock, the threads
     cases       case -> side -> figure: the median over the repeats, of megabytes the largest
     ratios      name -> one side's figure over another's, or one case's over another's
-    aims        name -> {"aim": ">= 3", "is": 4.2, "met": true}
+    aims        name -> {"aim": ">= 3", "is": 4.2, "met": true}; none with ``--tiny``
     missing     side -> why it was not measured, such as a peer that is not installed
-    machine     cores, processor, load
+    machine     cores, those of them that may be used, memory, processor, load before anything ran
     versions    of Python and the packages that were measured
+    peers       of the peers' interpreter: versions of Python and of what it has of the peers
 
 ``peak_mb`` is the largest memory of a whole process. Sides that need no interpreter of their own run in a
 copy of the process that began; ``grown_mb`` is what they took above what that held. Only Python's own library
@@ -48,6 +49,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PARTS = {"all", "documents", "fasttext_lines", "first_step", "machine", "measuring", "sweep_job", "trained"}
 """What the benchmarks are made of: the other files of the folder are benchmarks."""
+# Packages of the peers whose versions are told: fastText is installed by either name.
+FASTTEXT = ["fasttext-wheel", "fasttext", "numpy"]
+MODEL2VEC = ["model2vec", "torch", "numpy"]
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -92,7 +96,9 @@ def options(
     )
     parser.add_argument("--threads", type=at_least_one, help="threads of each side; all cores by default")
     parser.add_argument(
-        "--tiny", action="store_true", help="sizes that take seconds, to see that it runs: no figure counts"
+        "--tiny",
+        action="store_true",
+        help="sizes that take seconds, to see that it runs: no figure counts, and none is held to an aim",
     )
     return parser
 
@@ -252,6 +258,19 @@ def peer(given: argparse.Namespace, script: str, *arguments: object) -> Any:
     return json.loads(peer_process(given, script, *arguments).out.rpartition("\n")[2])
 
 
+def peer_versions(python: str, packages: Sequence[str]) -> dict[str, str]:
+    """Versions of Python and of those of the packages that an interpreter has; of none if it has none."""
+    asked = (
+        "import importlib.metadata as m, json, platform, sys\n"
+        "found = {name: d.version for name in sys.argv[1:] for d in m.distributions(name=name)}\n"
+        "print(json.dumps({'python': platform.python_version(), **found} if found else {}))"
+    )
+    try:
+        return json.loads(command([python, "-c", asked, *packages]).out)
+    except subprocess.CalledProcessError:
+        return {}  # each of its sides says what is wrong with it
+
+
 def accuracy(said: Sequence[Any], labels: Sequence[int]) -> float:
     """In per cent; a side may say a class as a number or as a text."""
     right = sum(str(name) == str(label) for name, label in zip(said, labels, strict=True))
@@ -295,10 +314,16 @@ def predicting(
 
 
 class Results:
-    """The figures of a benchmark, repeat by repeat."""
+    """The figures of a benchmark, repeat by repeat; made before anything is measured.
 
-    def __init__(self, name: str, given: argparse.Namespace, packages: Sequence[str] = ()) -> None:
-        self.name, self.given = name, given
+    ``packages`` are those of ours whose versions are told, ``peers`` those of the peers' interpreter.
+    """
+
+    def __init__(
+        self, name: str, given: argparse.Namespace, packages: Sequence[str] = (), peers: Sequence[str] = ()
+    ) -> None:
+        self.name, self.given, self.machine = name, given, machine()
+        self.peers = peer_versions(given.peer_python, peers) if peers else {}
         self.versions = {"python": platform.python_version()} | {
             package: importlib.metadata.version(package) for package in ("textbed", "torch", *packages)
         }
@@ -340,7 +365,9 @@ class Results:
             self.aim(name, ratio, aim)
 
     def aim(self, name: str, value: float, aim: str) -> None:
-        """A figure and what it is to be, such as ``<= 0.7``."""
+        """A figure and what it is to be, such as ``<= 0.7``; with ``--tiny`` nothing is to be anything."""
+        if self.given.tiny:
+            return
         sign, _, bound = aim.partition(" ")
         met = {"<=": value <= float(bound), ">=": value >= float(bound), "<": value < float(bound)}[sign]
         self.aims[name] = {"aim": aim, "is": rounded(value), "met": met}
@@ -355,6 +382,7 @@ class Results:
             for name, value in vars(self.given).items()
             if value is not None and not isinstance(value, Path) and name != "peer_python"
         }
+        settings.setdefault("threads", "default")
         settings["source"] = "mirror" if self.given.mirror else "made up"
         result = {
             "benchmark": self.name,
@@ -372,8 +400,9 @@ class Results:
             "ratios": self.ratios,
             "aims": self.aims,
             "missing": self.missing,
-            "machine": machine(),
+            "machine": self.machine,
             "versions": self.versions,
+            "peers": self.peers,
         }
         print(json.dumps(result), flush=True)
 

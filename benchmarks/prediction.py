@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import trained
 from fasttext_lines import fasttext_line
-from measuring import Missing, Results, apart, at_least_one, options, ours, peer, read
+from measuring import FASTTEXT, MODEL2VEC, Missing, Results, apart, at_least_one, options, ours, peer, read
 
 
 def main() -> int:
@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--one", type=at_least_one, default=500, help="texts that are given one at a time")
     parser.add_argument("--dim", type=at_least_one, default=100, help="columns of the table")
     given = read(parser, {"documents": 60, "trained": 80, "one": 5, "dim": 4})
-    results = Results("prediction", given, ["pyarrow", "numpy"])
+    results = Results("prediction", given, ["pyarrow", "numpy"], [*FASTTEXT, *MODEL2VEC])
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         texts, labels = documents.read(given.mirror, "imdb", "test", given.documents)

@@ -45,7 +45,7 @@ def batches(rows: int, steps: int, documents: int, rank: int) -> list[TokenBatch
 
 def train(rank: int, port: int, sharded: bool, gradient: Any, given: argparse.Namespace, to: Any) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(given.threads or 1)
+    torch.set_num_threads(given.threads)
     before, clock = peak_mb(), CLOCKS[given.clock]
     dist.init_process_group("gloo", rank=rank, world_size=2)
     table = Table(given.rows, given.dim)
@@ -101,6 +101,7 @@ def both(sharded: bool, gradient: Any, given: argparse.Namespace) -> dict[str, f
 
 def main() -> int:
     parser = options(__doc__, repeats=1)
+    parser.set_defaults(threads=1)
     parser.add_argument("--rows", type=at_least_one, default=10_000_000)
     parser.add_argument("--dim", type=at_least_one, default=16)
     parser.add_argument("--steps", type=at_least_one, default=6)

@@ -8,7 +8,8 @@ documents; of subj, which has no test split, a fifth drawn by a seed. Each fit r
 with another seed in each repeat; imports are not of its time, reading the table is. model2vec trains with its
 defaults. Ours is a whole run, from a configuration to the run folder with its checkpoints, without pictures,
 with the settings in OURS, which were chosen on validation documents of seed 0; seconds_with_composing has
-Hydra's composing of the configuration besides. Without --mirror and --vectors, sets and table are made up.
+Hydra's composing of the configuration besides. Without --mirror and --vectors, sets and table are made up,
+and accuracy has no aim.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import documents
 import numpy as np
 import pyarrow as pa
-from measuring import Missing, Results, at_least_one, options, ours, peer, read
+from measuring import MODEL2VEC, Missing, Results, at_least_one, options, ours, peer, read
 
 SETS = ["subj", "sst2", "mr", "trec", "r8"]
 OURS = [
@@ -53,7 +54,7 @@ def main() -> int:
     parser.add_argument("--documents", type=at_least_one, help="of a set that is made up")
     parser.add_argument("--settings", nargs="*", default=OURS, help="overrides of our side")
     given = read(parser, {"sets": ["trec"], "documents": 60})
-    results = Results("small_sets", given, ["lightning", "tokenizers"])
+    results = Results("small_sets", given, ["lightning", "tokenizers"], MODEL2VEC)
     if given.vectors is None:
         results.leave_out("model2vec", "give --vectors, a table that it can begin with")
     with tempfile.TemporaryDirectory() as place:
@@ -80,7 +81,8 @@ def main() -> int:
     for name in given.sets:
         sides = (name, "model2vec"), (name, "textbed")
         results.ratio(f"{name}: model2vec / textbed", *sides, aim=">= 10")
-        if "model2vec" in results.cases[name]:
+        # documents that are made up are no measure of how well anything learns
+        if given.mirror and "model2vec" in results.cases[name]:
             means = [statistics.mean(results.cases[name][side]["accuracy"]) for _, side in reversed(sides)]
             results.aim(f"{name}: accuracy above model2vec", means[0] - means[1], ">= 0")
     results.show()

@@ -51,6 +51,7 @@ from textbed.sweeps.worker import Worker, stages
 
 IMPORTING = {"OMP_NUM_THREADS": "1"}
 JOB = Path(__file__).parent / "sweep_job.py"
+PEER_PACKAGES = ["hydra-core", "hydra-joblib-launcher", "hydra-optuna-sweeper", "optuna", "joblib"]
 PEERS = {
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs={workers}", "number={numbers}"],
     "optuna sweeper": [
@@ -84,7 +85,7 @@ def main() -> int:
         with WarmStarter({}, ["hydra"]) as start:
             Worker(SweepFolder.open(given.worker), slots(1), Quiet(), start).run()
         return 0
-    results = Results("sweeps", given, ["hydra-core", "optuna"])
+    results = Results("sweeps", given, ["hydra-core", "optuna"], PEER_PACKAGES)
     modules = [["hydra"]] if given.tiny else []
     measured: dict[str, Callable[[Path], dict[str, Any]]] = {
         "forked": functools.partial(ours, given, WarmStarter(IMPORTING, *modules)),

@@ -28,7 +28,7 @@ import pyarrow as pa
 from documents import encoded
 from documents import read as read_documents
 from fasttext_lines import fasttext_line
-from measuring import CLOCKS, Missing, Results, apart, at_least_one, options, peer, read
+from measuring import CLOCKS, FASTTEXT, Missing, Results, apart, at_least_one, options, peer, read
 
 from textbed.data.vocabulary import thread_count
 
@@ -91,8 +91,8 @@ def main() -> int:
     parser = options(__doc__)
     parser.add_argument("--documents", type=at_least_one, default=25_000, help="how many training texts")
     given = read(parser, {"documents": 300})
+    results = Results("tokenize_words", given, ["pyarrow", "numpy", "tokenizers"], FASTTEXT)
     texts, _ = read_documents(given.mirror, "imdb", "train", given.documents)
-    results = Results("tokenize_words", given, ["pyarrow", "numpy", "tokenizers"])
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "train.txt"
         with prepared.open("w", encoding="utf-8") as file:

@@ -1,6 +1,7 @@
 """The benchmarks run: each file of the folder, with sizes that take seconds, down to its JSON line.
 
-Times are never looked at. Peers are not installed here: each says so in a line, and our side is measured.
+Times are never looked at. Peers are not installed here: those that train and predict have stand-ins in
+tests/peers, so that what calls them runs; the others say so in a line, and our side is measured.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import platform
 import runpy
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,13 @@ sys.path.insert(0, str(FOLDER))
 NAMES = importlib.import_module("measuring").names()
 sys.path.remove(str(FOLDER))
 SLOW = {"imdb", "start", "sweeps"}  # they start processes that import everything anew
-KEYS = {"benchmark", "settings", "cases", "ratios", "aims", "missing", "machine", "versions"}
+PEERS = {
+    "imdb": ["fasttext"],
+    "prediction": ["fasttext", "model2vec"],
+    "small_sets": ["model2vec"],
+    "tokenize_words": ["fasttext"],
+}
+KEYS = {"benchmark", "settings", "cases", "ratios", "aims", "missing", "machine", "versions", "peers"}
 
 
 def run(name: str, arguments: list[str], folder: Path) -> None:
@@ -75,7 +84,9 @@ def result(name: str, folder: Path, *arguments: str) -> dict[str, Any]:
 def check(name: str, found: dict[str, Any]) -> None:
     assert found.keys() == KEYS
     assert found["benchmark"] == name
-    assert found["machine"].keys() == {"cores", "processor", "load"}
+    machine = found["machine"]
+    assert machine.keys() == {"cores", "cores_allowed", "memory_gb", "processor", "load"}
+    assert 1 <= machine["cores_allowed"] <= machine["cores"]
     assert {"python", "textbed", "torch"} <= found["versions"].keys()
     sides = [figures for case in found["cases"].values() for figures in case.values()]
     assert sides
@@ -84,15 +95,137 @@ def check(name: str, found: dict[str, Any]) -> None:
         assert "seconds" in figures
     # what a side took of memory stands beside its time; jobs of a sweep sleep
     assert all("peak_mb" in figures for figures in sides) or name == "sweeps"
-    for aim in found["aims"].values():
-        assert aim.keys() == {"aim", "is", "met"}
+    assert found["aims"] == {}  # what a tiny run measures has none
+    assert found["settings"]["threads"] == 1
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NAMES]
-)
+def params(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in names]
+
+
+@pytest.mark.parametrize("name", params(name for name in NAMES if name not in PEERS))
 def test_runs(name: str, tmp_path: Path, offline: None) -> None:
     check(name, result(name, tmp_path))
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules by the names of the peers, for the interpreters that a test starts, and what their installer
+    would note of them.
+    """
+    for package in ("fasttext_wheel", "model2vec"):
+        noted = tmp_path / "installed" / f"{package}-0.0.1.dist-info" / "METADATA"
+        noted.parent.mkdir(parents=True)
+        noted.write_text(f"Metadata-Version: 2.1\nName: {package.replace('_', '-')}\nVersion: 0.0.1\n")
+    paths = [ROOT / "tests" / "peers", tmp_path / "installed", os.environ.get("PYTHONPATH")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(path) for path in paths if path))
+
+
+@pytest.fixture
+def static_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A table with a row for each of the 2,000 commonest made-up words, as model2vec lays it out."""
+    from safetensors.numpy import save_file
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    monkeypatch.syspath_prepend(str(FOLDER))
+    words = ["[UNK]", *importlib.import_module("documents").names(2000).to_pylist()]
+    tokenizer = Tokenizer(models.WordLevel({word: row for row, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path / "static"
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    rows = np.random.default_rng(0).normal(size=(len(words), 4)).astype(np.float32)
+    save_file({"embeddings": rows}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("name", params(PEERS))
+def test_runs_beside_its_peers(
+    name: str, tmp_path: Path, static_table: Path, stand_ins: None, offline: None
+) -> None:
+    found = result(name, tmp_path, "--peer-python", sys.executable, "--vectors", str(static_table))
+    check(name, found)
+    assert found["missing"] == {}
+    assert found["peers"]["python"] == platform.python_version()
+    for peer in PEERS[name]:
+        assert found["peers"]["fasttext-wheel" if peer == "fasttext" else peer] == "0.0.1"
+        for case, figures in found["cases"].items():
+            assert figures.keys() > {peer}, case
+            if "accuracy" in figures[peer]:
+                # a tenth of the words tell the class; of two, chance has half
+                assert 80 < figures[peer]["accuracy"] <= 100
+        assert any(peer in ratio for ratio in found["ratios"])
+    if name == "tokenize_words":
+        # ours has rows for <pad> and <unk>, fastText's a word for the end of a line
+        sides = found["cases"]["imdb"]
+        assert sides["fasttext"]["vocabulary"] - 1 == sides["textbed"]["vocabulary"] - 2
+    else:
+        assert any("accuracy" in side[peer] for side in found["cases"].values() for peer in PEERS[name])
+
+
+def summarised(name: str, arguments: list[str], cases: dict[str, Any], patch: pytest.MonkeyPatch) -> Any:
+    """The results of a benchmark whose sides took what ``cases`` say."""
+    patch.syspath_prepend(str(FOLDER))
+    measuring, benchmark = (importlib.import_module(module) for module in ("measuring", name))
+    parser = measuring.options("A benchmark.")
+    for option in ("rows", "documents"):
+        parser.add_argument(f"--{option}", type=int, nargs="+")
+    parser.add_argument("--optimizers", nargs="+")
+    parser.add_argument("--words", type=int, default=0)
+    given = measuring.read(parser, {}, arguments)
+    results = measuring.Results(name, given)
+    for case, sides in cases.items():
+        for side, figures in sides.items():
+            results.add(case, side, **figures)
+    benchmark.summarise(given, results)
+    return results
+
+
+def test_a_table_is_compared_with_its_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {
+        "adam torch dense": 12, "adam ours dense": 6, "adam torch dense fused": 8, "adam ours dense fused": 2,
+        "adam torch sparse": 5, "adam ours lazy": 1, "adam ours lazy fused": 0.5,
+    }  # fmt: skip
+    small = {side: {"seconds": took, "rows_a_step": 10} for side, took in seconds.items()}
+    large = {"adam ours lazy": {"seconds": 6, "rows_a_step": 30}}
+    arguments = ["--rows", "1000", "2000", "--optimizers", "adam"]
+    results = summarised("bag", arguments, {"1,000 rows": small, "2,000 rows": large}, monkeypatch)
+    lazy = "adam ours lazy: 2,000 rows / 1,000 rows"
+    assert results.ratios == {
+        "1,000 rows: adam torch dense / adam ours dense": 2,
+        "1,000 rows: adam torch dense fused / adam ours dense fused": 4,
+        "1,000 rows: adam torch sparse / adam ours lazy": 5,
+        "1,000 rows: adam torch dense fused / adam ours lazy fused": 16,
+        lazy: 6,
+        "rows a step: 2,000 rows / 1,000 rows": 3,
+        f"growth of {lazy}": 2,
+    }
+    assert {name: (aim["aim"], aim["met"]) for name, aim in results.aims.items()} == {
+        "1,000 rows: adam torch dense / adam ours dense": (">= 3", False),
+        "1,000 rows: adam torch dense fused / adam ours dense fused": (">= 3", True),
+        "1,000 rows: adam torch sparse / adam ours lazy": (">= 3", True),
+        f"growth of {lazy}": ("<= 1.5", False),
+    }
+
+
+def test_memory_is_to_grow_by_few_bytes_a_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {1_000: (100, 9.0), 1_000_000: (500, 10.0), 3_000_000: (700, 10.5)}
+    cases = {
+        f"{count:,}": {"textbed": {"anonymous_mb": held, "seconds_a_million": took}}
+        for count, (held, took) in counts.items()
+    }
+    arguments = ["--documents", *map(str, counts), "--words", "20"]
+    results = summarised("scale", arguments, cases, monkeypatch)
+    assert results.aims == {
+        "seconds a document: 3,000,000 / 1,000,000": {"aim": "<= 1.1", "is": 1.05, "met": True},
+        "bytes a document: 1,000,000 to 3,000,000": {"aim": "<= 64", "is": 100, "met": False},
+    }
+    assert results.ratios["bytes a document: 1,000 to 1,000,000"] == 400.4
+    # a thousand documents wait whole: what they take says nothing of the next
+    few = summarised(
+        "scale", ["--documents", "1000", "1000000", "--words", "20"], dict([*cases.items()][:2]), monkeypatch
+    )
+    assert [*few.aims] == ["seconds a document: 1,000,000 / 1,000"]
 
 
 def test_each_is_documented() -> None:
