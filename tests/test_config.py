@@ -689,6 +689,14 @@ MISTAKES = {
         ["callbacks.checkpoints.monitor=val/loss", "callbacks.checkpoints.mode=max"],
         ["callbacks.checkpoints.mode=max", "val/loss is better when it is smaller", "mode=min"],
     ),
+    "callback switched off": (
+        ["callbacks.quick_loop=false"],
+        ["callbacks.quick_loop=false", "true or false", "give callbacks.quick_loop=null to leave it out"],
+    ),
+    "callback switched on": (
+        ["callbacks.quick_loop=true"],
+        ["callbacks.quick_loop=true", "true or false", "leave this out to keep the entry"],
+    ),
     "callback": (
         ["+callbacks.chekpoints.monitor=val/loss"],
         ["callbacks.chekpoints", "no such entry", "Did you mean 'checkpoints'?"],

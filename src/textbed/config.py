@@ -297,11 +297,12 @@ def _check_named(group: str, nodes: Any) -> dict[str, Any]:
     kept = {name: node for name, node in nodes.items() if node is not None}
     for name, node in kept.items():
         if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
-            others = [other for other in kept if other != name]
+            place, hint = f"{group}.{name}", nearest(name, [other for other in kept if other != name])
+            if isinstance(node, bool) and not hint:
+                way = "leave this out to keep the entry" if node else f"give {place}=null to leave it out"
+                raise wrong(place, node, f"an entry is not switched by true or false; {way}.")
             raise wrong(
-                f"{group}.{name}",
-                node,
-                f"there is no such entry in {group}, and no _target_ to make one of.{nearest(name, others)}",
+                place, node, f"there is no such entry in {group}, and no _target_ to make one of.{hint}"
             )
         node["_target_"] = MOVED.get(node["_target_"], node["_target_"])
         _check_node(f"{group}.{name}", node)
