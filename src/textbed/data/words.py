@@ -16,7 +16,8 @@ hanging on their ends; dictionary encoding finds the few distinct ones, and only
 and splitting by Arrow's own string functions gives the same words in about twice the time.
 
 All that costs a third of a millisecond before it has seen a byte. A few short texts in ASCII, such as one at
-prediction, are cut by a regular expression instead, with the same result.
+prediction, are cut by a regular expression instead, with the same result; not with
+``TEXTBED_PLAIN_KERNELS=1`` in the environment.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from textbed import kernels
 from textbed.data.vocabulary import (
     HTML_BREAK,
     KEEP,
@@ -238,15 +240,16 @@ class WordTokenizer(Tokenizer):
     """Words, then their rows in a vocabulary counted from the training rows.
 
     Attributes:
-        short: characters up to which texts in ASCII, all together, are cut as Python strings; 0 for none.
+        short: characters up to which texts in ASCII, all together, are cut as Python strings; 0 for none, as
+            with ``TEXTBED_PLAIN_KERNELS=1`` when the tokenizer is made.
     """
 
     kind = "words"
     pad_id = 0
     unk_id = SPECIAL.index(UNK)
-    short = 4096
 
     def __init__(self, settings: WordSettings, vocabulary: Vocabulary) -> None:
+        self.short = 0 if kernels.plain else 4096
         self.settings = settings
         self.vocabulary = vocabulary
         self._split = WordSplitter(settings)

@@ -7,7 +7,8 @@ sorts too, but then adds row by row, and its sparse gradient holds a row per tok
 
 A row's gradient is summed in the order of its tokens, whatever the number of threads, so it repeats to the
 last bit. Without weights it is that of looking up and reducing with PyTorch, bit for bit; nn.EmbeddingBag
-adds up in the order of an unstable sort, and differs in the last bits.
+adds up in the order of an unstable sort, and differs in the last bits. ``TEXTBED_PLAIN_KERNELS=1`` takes
+PyTorch's own all through (:mod:`textbed.kernels`).
 
 Shape letters: B documents, N tokens of all of them, V rows of the table, D width of a row, U rows that were
 looked up.
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from textbed import kernels
 from textbed.batch import Reduction, TokenBatch
 
 
@@ -57,7 +59,7 @@ def pool(
     With ``sparse`` the table's gradient is a sparse tensor that holds the rows of the batch alone, of a
     maximum those that were largest somewhere.
     """
-    ours = _is_ours(weight_VD, batch.weights)
+    ours = _is_ours(weight_VD, batch.weights, alone=mode == "max" and sparse)
     weighted = batch.weights is not None
     if weighted or sparse or ours or (batch.ids.is_cpu and not torch.compiler.is_compiling()):
         # On the CPU padding_idx costs embedding_bag its fast kernel (70,000 tokens: 7 ms instead of 0.5),
@@ -95,7 +97,7 @@ def touched(gradient_VD: Tensor) -> tuple[Tensor, Tensor]:
     # autograd forgets that a gradient was coalesced; one look is a hundredth of PyTorch's sorting it again.
     if bool((rows[1:] > rows[:-1]).all()):
         return rows, values
-    if not rows.is_cpu:
+    if kernels.plain or not rows.is_cpu:
         gradient_VD = gradient_VD.coalesce()
         return gradient_VD.indices()[0], gradient_VD.values()
     order, starts, numbers = _turned(rows)
@@ -104,7 +106,7 @@ def touched(gradient_VD: Tensor) -> tuple[Tensor, Tensor]:
 
 def write_rows(table_VD: Tensor, rows_U: Tensor, values_UD: Tensor) -> None:
     """``table_VD[rows_U] = values_UD`` in place, for distinct rows."""
-    if not (table_VD.is_cpu and table_VD.is_contiguous() and values_UD.numel()):
+    if kernels.plain or not (table_VD.is_cpu and table_VD.is_contiguous() and values_UD.numel()):
         table_VD.index_copy_(0, rows_U, values_UD)
         return
     # A row as one item of so many bytes: half the time of index_copy_ for 32,000 of 2 million rows.
@@ -115,9 +117,14 @@ def write_rows(table_VD: Tensor, rows_U: Tensor, values_UD: Tensor) -> None:
     table[rows_U.numpy()] = values
 
 
-def _is_ours(weight_VD: Tensor, token_weights: Tensor | None = None) -> bool:
-    """Whether a gradient is wanted, and ours can give it: on the CPU, outside of a compiled graph."""
+def _is_ours(weight_VD: Tensor, token_weights: Tensor | None = None, *, alone: bool = False) -> bool:
+    """Whether a gradient is wanted, and ours can give it: on the CPU, outside of a compiled graph.
+
+    ``alone`` says that PyTorch's would be another one, as it is in half precision, which it sums in.
+    """
     wanted = weight_VD.requires_grad or (token_weights is not None and token_weights.requires_grad)
+    if kernels.plain and not alone and weight_VD.dtype in (torch.float32, torch.float64):
+        return False
     return wanted and torch.is_grad_enabled() and weight_VD.is_cpu and not torch.compiler.is_compiling()
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from textbed import kernels
 from textbed.batch import TokenBatch
 from textbed.heads.reading import Reader, check_choice, check_share
 from textbed.heads.scan import scan
@@ -120,7 +121,8 @@ def read_packed(
 ) -> Tensor:
     """The states (N, K x H) of one layer at the packed tokens.
 
-    On CUDA, and where no gradient is wanted, PyTorch's own kernels compute them, otherwise ``scan``.
+    On CUDA, and where no gradient is wanted, PyTorch's own kernels compute them, otherwise ``scan``; with
+    ``TEXTBED_PLAIN_KERNELS=1`` PyTorch's always, where it has the cell.
 
     Args:
         cell: as for ``scan``.
@@ -133,7 +135,7 @@ def read_packed(
     gradient = torch.is_grad_enabled() and (
         values_MD.requires_grad or any(weight.requires_grad for direction in weights for weight in direction)
     )
-    if hasattr(torch, cell) and leak == 1 and (values_MD.is_cuda or not gradient):
+    if hasattr(torch, cell) and leak == 1 and (values_MD.is_cuda or not gradient or kernels.plain):
         return _by_library(
             cell, values_MD.index_select(0, places_N), order, weights, cut if gradient else None
         )
