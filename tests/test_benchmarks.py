@@ -47,6 +47,7 @@ def run(name: str, arguments: list[str], folder: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.chdir(folder)
     for number, stream in ((1, "out.txt"), (2, "err.txt")):
         os.dup2(os.open(folder / stream, os.O_WRONLY | os.O_CREAT), number)
