@@ -124,6 +124,21 @@ def test_what_was_left_out_is_there_when_it_is_asked_for() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
+def test_a_mistake_that_the_copy_meets_is_reported_by_the_run(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "topics.csv", documents(20))
+    folders = [f"paths.runs='{tmp_path / 'runs'}'", f"paths.cache='{tmp_path / 'cache'}'"]
+    words = [str(ROOT / "train.py"), "data=csv", f"data.path='{path}'", "data.label=topic", *folders]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), PLAIN: "0"}
+    done = subprocess.run(
+        [sys.executable, *words], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: data.label: no column 'topic'")
+    assert not (tmp_path / "cache" / "ahead").exists()
+
+
 COMPILED = """
 import gc, json, sys
 from textbed import imports

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ CASES = {
     "thawed": ["embedding=thawed", "embedding.vectors=corpus", "embedding.frozen_steps=3"],
     "a longest weight": ["classifier.max_norm=0.3"],
     "every step logged": ["trainer.log_every_n_steps=1"],
+    "batches by tokens": ["data.batch_tokens=120"],
+    "batches from a worker": ["data.workers=1"],
+    "pooled once": ["embedding=frozen", "embedding.vectors=corpus"],
 }  # fmt: skip
 
 
@@ -86,6 +90,19 @@ def test_it_is_lightnings_run_to_the_last_bit(
     assert steps == quick.read_metrics()["steps"] > 4
     own = runs(*settings(topics, *CASES[case], "callbacks.quick_loop=null"))
     assert len(optimized) == steps
+    assert_same_run(quick, own)
+    assert_equal(state(quick), state(own))
+
+
+@pytest.mark.parametrize("kind", ["pairs", "multilabel"])
+def test_so_it_is_with_pairs_and_with_several_classes(
+    kind: str, runs: Runs, trained: Callable[[str], RunFolder], optimized: list[int]
+) -> None:
+    quick = trained(kind)
+    optimized.clear()  # it may have been made just now
+    given = [line for line in quick.overrides() if not line.startswith("paths.")]
+    own = runs(*given, "callbacks.quick_loop=null")
+    assert not optimized
     assert_same_run(quick, own)
     assert_equal(state(quick), state(own))
 
