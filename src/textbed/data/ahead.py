@@ -68,5 +68,6 @@ def tokenizing(cfg: DictConfig) -> Iterator[None]:
             os._exit(code)  # nothing of the run is to be cleared up twice
     try:
         yield
+        import pandas  # noqa: F401  pyarrow will, at its first array from Python: 0.2 s, and here there is time
     finally:
         os.waitpid(child, 0)
