@@ -360,6 +360,10 @@ class Results:
         except KeyError:
             return
         ratio = statistics.median(a / b for a, b in zip(above, below, strict=True))
+        self.note(name, ratio, aim)
+
+    def note(self, name: str, ratio: float, aim: str | None = None) -> None:
+        """What stands among the ratios, and what it is to be."""
         self.ratios[name] = rounded(ratio)
         if aim is not None:
             self.aim(name, ratio, aim)

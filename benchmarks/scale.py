@@ -35,7 +35,7 @@ import documents
 import torch
 import torch._dynamo  # by torch's first optimizer: 100 MB and seconds of each side, were it not here already
 import trained
-from measuring import CLOCKS, Results, apart, at_least_one, options, read, rounded
+from measuring import CLOCKS, Results, apart, at_least_one, options, read
 
 import textbed.training  # noqa: F401  in each side else
 from textbed.data.encoding import MERGE_TOKENS
@@ -111,9 +111,8 @@ def summarise(given: argparse.Namespace, results: Results) -> None:
         results.ratio(name, *sides, aim="<= 1.1" if last else None, figure="seconds_a_million")
         most, least = (results.median(*side, "anonymous_mb") for side in sides)
         name, grown = f"bytes a document: {fewer:,} to {more:,}", 1e6 * (most - least) / (more - fewer)
-        results.ratios[name] = rounded(grown)
-        if last and fewer * (given.words or TOKENS) >= MERGE_TOKENS:
-            results.aim(name, grown, "<= 64")
+        full = fewer * (given.words or TOKENS) >= MERGE_TOKENS
+        results.note(name, grown, "<= 64" if last and full else None)
 
 
 def main() -> int:
