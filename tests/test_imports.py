@@ -28,16 +28,22 @@ LEFT_OUT = [
 ]
 
 
-def python(code: str, *arguments: str, **environment: str) -> Any:
-    """What the code says in its last line, in a process that has imported nothing."""
+def process(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Python on ``words``, in a process that has imported nothing."""
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=cwd,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def python(*words: str, **given: Any) -> Any:
+    """What such a process says in its last line."""
+    done = process(*words, **given)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.rstrip("\n").rpartition("\n")[2])
 
@@ -65,7 +71,7 @@ def test_a_quick_start_gives_the_same_run(tmp_path: Path) -> None:
     runs = []
     for name, environment in (("quick", {}), ("plain", {PLAIN: "1"})):
         folders = [f"paths.runs='{tmp_path / name}'", f"paths.cache='{tmp_path / f'{name}_cache'}'"]
-        there, compiler, frozen = python(code, json.dumps(LEFT_OUT), *settings, *folders, **environment)
+        there, compiler, frozen = python("-c", code, json.dumps(LEFT_OUT), *settings, *folders, **environment)
         assert frozen == (name == "quick")
         assert there == ([] if name == "quick" else LEFT_OUT[:-2])
         assert compiler == ("_StandIn" if name == "quick" else "module")
@@ -119,7 +125,7 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 def test_what_was_left_out_is_there_when_it_is_asked_for() -> None:
-    assert python(CODE) == [
+    assert python("-c", CODE) == [
         False, True, True, False, False, "Figure", "_StandIn", "module", True, [False, False], 3,
     ]  # fmt: skip
 
@@ -129,10 +135,7 @@ def test_a_mistake_that_the_copy_meets_is_reported_by_the_run(tmp_path: Path) ->
     path = write_csv(tmp_path / "topics.csv", documents(20))
     folders = [f"paths.runs='{tmp_path / 'runs'}'", f"paths.cache='{tmp_path / 'cache'}'"]
     words = [str(ROOT / "train.py"), "data=csv", f"data.path='{path}'", "data.label=topic", *folders]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), PLAIN: "0"}
-    done = subprocess.run(
-        [sys.executable, *words], env=environment, capture_output=True, text=True, check=False
-    )
+    done = process(*words, **{PLAIN: "0"})
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: data.label: no column 'topic'")
@@ -151,7 +154,7 @@ print(json.dumps([compiler, gc.isenabled(), gc.get_freeze_count() > 100_000]))
 
 @pytest.mark.slow
 def test_a_compiled_run_imports_the_compiler_without_collecting_garbage() -> None:
-    assert python(COMPILED) == ["module", True, True]
+    assert python("-c", COMPILED) == ["module", True, True]
 
 
 COMPOSING = """
@@ -185,15 +188,8 @@ def test_a_configuration_is_composed_once(tmp_path: Path, given: list[str], quic
     (tmp_path / "main.py").write_text(COMPOSING)
     said = []
     for how, times in (("0", quick), ("1", plain)):
-        done = subprocess.run(
-            [sys.executable, "main.py", f"--config-dir={tmp_path}", *given],
-            cwd=tmp_path,
-            env={**os.environ, PLAIN: how, "PYTHONPATH": str(ROOT / "src")},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        loads, cfg, hydra = json.loads(done.stdout.splitlines()[-1])
+        words = ["main.py", f"--config-dir={tmp_path}", *given]
+        loads, cfg, hydra = python(*words, cwd=tmp_path, **{PLAIN: how})
         assert loads == times
         said.append((cfg, hydra))
     assert said[0] == said[1]

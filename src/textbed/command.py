@@ -43,7 +43,7 @@ from omegaconf.errors import (
 
 from textbed.config import PRETRAINED, expected, keys_of, shown, unknown_key
 from textbed.errors import UserError, nearest
-from textbed.imports import PLAIN
+from textbed.imports import is_plain
 from textbed.schema import GLOBAL_GROUPS, TrainConfig
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -85,7 +85,7 @@ def _composed_once() -> Iterator[None]:
 
     By itself it composes all of that again, 0.15 s, as with ``TEXTBED_PLAIN_START=1`` in the environment.
     """
-    if os.environ.get(PLAIN) == "1" or {"-m", "--multirun"} & {*sys.argv}:
+    if is_plain() or {"-m", "--multirun"} & {*sys.argv}:
         yield
         return
     load, get_mode = ConfigLoaderImpl.load_configuration, Hydra.get_mode

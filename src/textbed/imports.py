@@ -33,6 +33,11 @@ COMPILER = "torch._dynamo"
 _placing: set[str] = set()
 
 
+def is_plain() -> bool:
+    """Whether all that makes a start short is to be left out."""
+    return os.environ.get(PLAIN) == "1"
+
+
 class _StandIn(ModuleType):
     """Has the names that are given; any other is the real module's."""
 
@@ -121,7 +126,7 @@ def quickly(cfg: Mapping[str, Any]) -> Iterator[None]:
     The classes that the configuration names are imported before it ends. A run that compiles its model uses
     what would be left out.
     """
-    if os.environ.get(PLAIN) == "1" or "lightning.pytorch" in sys.modules:
+    if is_plain() or "lightning.pytorch" in sys.modules:
         yield
         return
     with _uncollected(), contextlib.nullcontext() if cfg["compile"] else _left_out(cfg):

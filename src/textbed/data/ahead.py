@@ -18,7 +18,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from textbed.imports import PLAIN
+from textbed.imports import is_plain
 
 LAUNCHERS = ("WORLD_SIZE", "LOCAL_RANK", "RANK", "SLURM_PROCID")  # one process of several: the first fills it
 
@@ -32,7 +32,7 @@ def _marker(cfg: DictConfig) -> Path:
 
 def _pays(cfg: DictConfig) -> bool:
     """Whether there is something to do, on the disk, and a process can be copied (Linux, no threads)."""
-    wanted = os.environ.get(PLAIN) != "1" and not any(name in os.environ for name in LAUNCHERS)
+    wanted = not is_plain() and not any(name in os.environ for name in LAUNCHERS)
     there = cfg.data.source != "disk" and (cfg.data.source != "hub" or cfg.data.mirror is not None)
     fresh = "torch" not in sys.modules  # else nothing is left to import
     copied = sys.platform == "linux" and threading.active_count() == 1
